@@ -1,0 +1,72 @@
+"""The contract of a source: plan a bounded, replayable set of input; read one unit of it.
+
+A source is built on the driver from its typed config, plans there, and travels to workers by pickle to read:
+keep it to its config, never an open file or client. One plan is made per epoch and never changed, so `read`
+may be called any number of times, anywhere, for the same unit, also at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from raybatch.rows import UnitRows
+
+JSON = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitSpec:
+    """A bounded, replayable range of input. `range` is the source's own JSON; nobody else reads it.
+
+    `rows` is the exact number of input rows where the source knows it without reading all, else None.
+    `bytes` estimates the input's size, for ordering and progress.
+    """
+
+    range: JSON
+    rows: int | None = None
+    bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcePlan:
+    """One epoch's input, frozen. `end` is the position after it, to be given to the next `plan(after=...)`.
+
+    `schema` is that of every table that `read` returns, without the id columns. `units` is empty when there
+    is nothing new.
+    """
+
+    units: Sequence[UnitSpec]
+    end: JSON
+    schema: pa.Schema
+    notes: Sequence[str] = field(default_factory=tuple)  # what a person should know, one line each
+
+
+class Source(Protocol):
+    """See the module's docstring. Errors: `SourceError` from `columns` and `plan`; `InputChangedError` and
+    `CorruptInputError` from `read`. What is wrong with one row is an error row, not an exception."""
+
+    def columns(self) -> list[str] | None:
+        """The column names, as far as the config alone tells; None when only the input knows. No I/O."""
+
+    def plan(self, *, after: JSON | None) -> SourcePlan:
+        """Resolve the input once, on the driver. `after` is the last commit's end, None before the first.
+
+        Same input and same `after` give the same plan. Rows at or before `after` are never planned again.
+        """
+
+    def read(self, unit: UnitSpec, *, key: str, schema: pa.Schema) -> UnitRows:
+        """Read all rows of `unit`; called on a worker. `key` names the unit in the result.
+
+        Each deliverable input row appears once, in `table` (the plan's schema and the id columns) or in
+        `errors`. Row ids are the same at each call.
+        """
+
+    def acknowledge(self, end: JSON) -> None:
+        """Tell the outside world (Kafka group offsets) how far is committed.
+
+        Called after the commit, best effort; never read back as truth.
+        """
