@@ -59,7 +59,11 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolStatus:
-    """One engine's replicas, and its sums since the pool started; `load_s`: the first replica's load."""
+    """One engine's replicas, and its sums since the pool started.
+
+    `load_s` is how long the first replica took to load; `ready_at` and `last_reply_at` are seconds since the
+    epoch, of the pool's node: rows / (last_reply_at - ready_at) is the rate of a run that kept it busy.
+    """
 
     key: str
     kind: str
@@ -69,6 +73,8 @@ class PoolStatus:
     rows: int
     generated_tokens: int
     load_s: float | None
+    ready_at: float | None
+    last_reply_at: float | None
     error: str | None
     describe: Mapping[str, Any]
 
@@ -127,6 +133,8 @@ class EnginePool:
         self._stopping = False
         self._deaths = self._deaths_without_reply = self._rows = self._tokens_of_dead = 0
         self._load_s: float | None = None
+        self._ready_at: float | None = None
+        self._last_reply_at: float | None = None
         self._describe: Mapping[str, Any] = {}
 
     async def start(self) -> None:
@@ -152,6 +160,7 @@ class EnginePool:
         member = next((m for m in self._members if lease_id in m.leases), None)
         if rows:
             self._rows += rows
+            self._last_reply_at = time.time()
             self._deaths_without_reply = 0
         if member is None:
             return
@@ -184,6 +193,8 @@ class EnginePool:
             rows=self._rows,
             generated_tokens=tokens,
             load_s=self._load_s,
+            ready_at=self._ready_at,
+            last_reply_at=self._last_reply_at,
             error=str(self._error) if self._error else None,
             describe=self._describe,
         )
@@ -221,18 +232,17 @@ class EnginePool:
             member.enter("loading")
             self._describe = await asyncio.wait_for(member.actor.load.remote(), self._spec.load_timeout_s)
             self._load_s = self._load_s or time.monotonic() - member.since
+            self._ready_at = self._ready_at or time.time()
         except EnginePendingError as error:
             await self._give_up(member, error)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, EngineError) else EngineLoadError(str(error))
             await self._give_up(member, cause)
         except (ray.exceptions.RayActorError, TimeoutError) as error:
-            why = (
-                "died while it loaded"
-                if not isinstance(error, TimeoutError)
-                else (f"did not load within load_timeout_s = {self._spec.load_timeout_s:g} s")
-            )
-            await self._retry_load(member, attempt, f"{why}: {str(error).strip().splitlines()[0:1]}")
+            why = f"did not load within load_timeout_s = {self._spec.load_timeout_s:g} s"
+            if not isinstance(error, TimeoutError):
+                why = f"died while it loaded ({str(error).strip().splitlines()[0]})"
+            await self._retry_load(member, attempt, why)
         else:
             member.enter("ready")
             self._dispatch()

@@ -1,0 +1,54 @@
+# Everything runs in .venv, which `setup` makes in this folder; what runs produce is under out/.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+UV_VERSION := 0.13.9
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-normalise demo-search test bench lint format clean
+
+help: ## list what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv with everything that demo and test need (about 3 GB to download, 7 GB on disk)
+
+$(READY): pyproject.toml constraints.txt overrides.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "raybatch needs Python 3.11 or newer, and $(PYTHON) is older: install one, or say make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "this Python has no venv module: install it (Debian: apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt -e '.[cpu,dev]'
+	@touch $@
+
+demo: demo-normalise demo-search ## run both example pipelines on real input; run it again to see that nothing is redone
+
+demo-normalise: $(READY) ## 10,000 lines of text through a small LLM on vLLM, checked against the right answers
+	$(BIN)/python pipelines/normalise/make_input.py --count 10000 --out out/normalise/input --files 4
+	$(BIN)/raybatch run pipelines/normalise/pipeline.yaml
+	$(BIN)/python pipelines/normalise/check.py out/normalise/output
+
+demo-search: $(READY) ## 12,000 docstrings embedded with MiniLM, then searched
+	$(BIN)/python pipelines/search/prepare.py --out out/search --rows 12000
+	$(BIN)/raybatch run pipelines/search/pipeline.yaml
+	$(BIN)/python pipelines/search/query.py out/search/output
+
+test: $(READY) ## run every test (PYTEST="..." for pytest's own arguments)
+	$(BIN)/python -m pytest $(PYTEST)
+
+bench: $(READY) ## measure against the peers; W="W4 W8" for some
+	$(BIN)/python -m benchmarks $(W)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what runs produced; keeps .venv
+	rm -rf out .pytest_cache .mypy_cache .ruff_cache

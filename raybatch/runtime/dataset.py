@@ -1,0 +1,82 @@
+"""One epoch's units as a Ray Data dataset: read -> stages -> publish, one block per unit.
+
+Ray Data gives parallelism, backpressure, spilling and the retry of tasks. A unit stays one block because a
+read task gives exactly one (`override_num_blocks`), because blocks of one row cannot be split, and because
+`batch_size=None` hands a block whole to each function. Neighbours with the same resources are fused by Ray
+Data into one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from raybatch.runtime.worker import Publish, ReadUnit, RunStage
+
+
+def records(
+    reads: Sequence[ReadUnit], stages: Sequence[RunStage], publish: Publish, *, in_flight: int
+) -> Iterator[str]:
+    """Run the units and give each unit's record (JSON) as soon as it is published, in no particular order.
+
+    At most `in_flight` units are worked on at a time. Closing the iterator stops the work.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None
+    # Errors of ours are final: a row's trouble is an error row, so what is left is worth stopping for
+    context.max_errored_blocks = 0
+    resources = _resources(stages)
+    data = ray.data.read_datasource(
+        _units(reads),
+        override_num_blocks=len(reads),
+        compute=ray.data.TaskPoolStrategy(size=in_flight),
+        **resources[0],
+    )
+    for step, asked in zip([*stages, publish], resources[1:], strict=True):
+        data = data.map_batches(
+            step,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.TaskPoolStrategy(size=in_flight),
+            **asked,
+        )
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch["record"].to_pylist()
+
+
+def _resources(stages: Sequence[RunStage]) -> list[Mapping[str, Any]]:
+    """What each step (read, stages, publish) reserves. One that asks for nothing takes after its neighbour,
+    so that Ray Data fuses them.
+
+    A task that waits for an engine holds no CPU: engines may have taken every CPU of a small cluster, and
+    then nothing would ever feed them.
+    """
+    default: Mapping[str, Any] = {"num_cpus": 0 if any(s.context.engine for s in stages) else 1}
+    asked = [default]
+    for stage in stages:
+        own = stage.config.resources()
+        asked.append({"num_cpus": 0} if stage.context.engine else own or asked[-1])
+    return [*asked, asked[-1]]
+
+
+def _units(reads: Sequence[ReadUnit]) -> Any:
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class Units(Datasource):  # type: ignore[misc]  # ray is not followed by the type checker
+        def estimate_inmemory_data_size(self) -> int | None:
+            return sum(read.unit.bytes for read in reads)
+
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
+            return [ReadTask(read, _metadata(read)) for read in reads]
+
+    def _metadata(read: ReadUnit) -> Any:
+        size = read.unit.bytes or None
+        return BlockMetadata(num_rows=1, size_bytes=size, input_files=None, exec_stats=None)
+
+    return Units()

@@ -1,0 +1,110 @@
+"""The part of a run that needs Ray: engines up, units through the dataset, records back, engines down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from raybatch.errors import RaybatchError, TooManyErrorsError
+from raybatch.ledger.ledger import Ledger
+from raybatch.ledger.records import Plan, UnitRecord
+from raybatch.runtime import cluster, dataset, engines
+from raybatch.runtime.cluster import Cluster
+from raybatch.runtime.engines import Engines
+from raybatch.runtime.progress import Tally
+from raybatch.runtime.watch import Watch
+from raybatch.runtime.worker import Publish, ReadUnit, RunStage
+from raybatch.sources.base import Source
+from raybatch.spec.pipeline import Pipeline
+from raybatch.stages.base import StageContext
+
+# Per replica: one unit being computed, one whose rows wait in the engine's queue, one being read or published
+UNITS_PER_REPLICA = 3
+
+
+def execute(
+    pipeline: Pipeline, plan: Plan, todo: Sequence[int], *, source: Source, ledger: Ledger, watch: Watch
+) -> None:
+    """Publish the units `todo` of `plan`, telling `watch` of each.
+
+    Raises the `RaybatchError` that ended the work; units published until then stay so. Every engine is
+    released when this returns, however it does.
+    """
+    specs = [spec for stage in pipeline.stages for spec in stage.engines()]
+    with (
+        cluster.connect() as found,
+        engines.started(specs, cluster=found) as pools,
+        watch.following(pools.status),
+    ):
+        reads = [_read(plan, unit, source=source) for unit in todo]
+        stages = _stages(pipeline, run_id=watch.run_id, pools=pools)
+        models = {stage.name: spec.model for stage in pipeline.stages for spec in stage.engines()}
+        publish = Publish(
+            sink=pipeline.sink.build(),
+            ledger=ledger,
+            plan=plan.reference(),
+            metadata={"models": json.dumps(models)},
+        )
+        in_flight = pipeline.run.in_flight_units or _in_flight(pools, found, stages)
+        try:
+            for text in dataset.records(reads, stages, publish, in_flight=min(in_flight, len(reads))):
+                watch.add(plan, UnitRecord.from_json(text))
+                refuse_too_many_errors(watch.tally, pipeline.run.max_error_rate, complete=False)
+        except Exception as error:
+            raise _known(error) from error
+
+
+def refuse_too_many_errors(tally: Tally, rate: float, *, complete: bool) -> None:
+    """Raise `TooManyErrorsError` as soon as it is certain that the epoch's error rate exceeds `rate`.
+
+    While rows are still to come (`complete` is False) all of them are taken to succeed.
+    """
+    rows = tally.rows["in"] if complete else max(tally.rows_expected or 0, tally.rows["in"])
+    if not complete and tally.rows_expected is None:
+        return
+    errors = tally.rows["error"]
+    if errors > rate * rows:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in tally.errors.most_common(3))
+        raise TooManyErrorsError(
+            f"{errors} of {rows} rows are error rows ({kinds}), and run.max_error_rate is {rate:g};"
+            " what is published stays. Mend the cause and run again to another output, or accept them:"
+            " run again with a higher --set run.max_error_rate=..."
+        )
+
+
+def _read(plan: Plan, unit: int, *, source: Source) -> ReadUnit:
+    return ReadUnit(source=source, unit=plan.units[unit], key=plan.unit_key(unit), schema=plan.input_schema)
+
+
+def _stages(pipeline: Pipeline, *, run_id: str, pools: Engines) -> list[RunStage]:
+    return [
+        RunStage(
+            run_id=run_id,
+            index=index,
+            config=config,
+            context=StageContext(base_dir=pipeline.base_dir, engine=pools.client(config)),
+        )
+        for index, config in enumerate(pipeline.stages)
+    ]
+
+
+def _in_flight(pools: Engines, found: Cluster, stages: Sequence[RunStage]) -> int:
+    if not pools.replicas():
+        return max(1, int(found.cpus))
+    waiting = sum(1 for stage in stages if stage.context.engine)
+    return UNITS_PER_REPLICA * pools.replicas() + waiting - 1
+
+
+def _known(error: BaseException) -> BaseException:
+    """The error of ours inside Ray's wrappings, or the innermost one where there is none."""
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or current in seen:
+            continue
+        if isinstance(current, RaybatchError) and not hasattr(current, "cause"):
+            return current
+        seen.append(current)
+        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+    return RaybatchError(f"{type(seen[-1]).__name__}: {seen[-1]}")

@@ -1,0 +1,113 @@
+"""Before any work: what a new epoch consists of, and whether an unfinished one is still the same work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from raybatch.ledger.drift import differences, drift_error
+from raybatch.ledger.ledger import Ledger
+from raybatch.ledger.records import Plan, now, schema_to_text
+from raybatch.runtime.watch import Watch
+from raybatch.sources.base import Source
+from raybatch.spec.pipeline import Pipeline
+
+MIB = 1 << 20
+# A unit is what is lost when a worker dies, and what a resume counts in; overhead per unit is some 100 ms.
+# 1,024 prompts or 4,096 texts are seconds to minutes of an engine; 64 MiB are about a second without one.
+UNIT_LIMITS = {"vllm": (1024, 8 * MIB), "sentence_transformers": (4096, 16 * MIB)}
+UNIT_LIMITS_WITHOUT_ENGINE = (1_000_000, 64 * MIB)
+
+
+def unfinished_plan(pipeline: Pipeline, ledger: Ledger, *, allow_drift: bool, watch: Watch) -> Plan | None:
+    """The plan that an earlier run left without a commit, if it is still the plan of this pipeline.
+
+    Raises `DriftError` when what decides the output has changed since, unless that is allowed; the commit
+    then records what has changed.
+    """
+    plan = ledger.plan(ledger.position()[0])
+    if plan is None:
+        return None
+    changed = differences(plan.fingerprint, fingerprint(pipeline))
+    if changed and not allow_drift:
+        raise drift_error(plan.epoch, changed)
+    watch.note(f"epoch {plan.epoch} is unfinished (planned by run {plan.created_by}): resuming it")
+    for difference in changed:
+        watch.note(f"--allow-drift: {difference}")
+    return plan
+
+
+def new_plan(pipeline: Pipeline, ledger: Ledger, source: Source, *, run_id: str, watch: Watch) -> Plan | None:
+    """Freeze the input that has appeared since the last commit; None when there is none.
+
+    The plan that stands may be one that another run has just made, of the same input or more; either will do.
+    The very first epoch is planned even when it is empty, so that an empty input has an output too.
+    """
+    epoch, start = ledger.position()
+    found = source.plan(after=start)
+    for text in found.notes:
+        watch.note(text)
+    if not found.units and epoch > 0:
+        return None
+    return ledger.create_plan(
+        Plan(
+            epoch=epoch,
+            pipeline=pipeline.name,
+            start=start,
+            end=found.end,
+            units=tuple(found.units),
+            schema=schema_to_text(found.schema),
+            fingerprint=fingerprint(pipeline),
+            layout=pipeline.sink.build().layout(),
+            created_by=run_id,
+            created_at=now(),
+        )
+    )
+
+
+def build_source(pipeline: Pipeline) -> Source:
+    """The source, with units of the size that suits the pipeline's first engine."""
+    kinds = [spec.kind for stage in pipeline.stages for spec in stage.engines()]
+    rows, size = UNIT_LIMITS.get(kinds[0], UNIT_LIMITS["vllm"]) if kinds else UNIT_LIMITS_WITHOUT_ENGINE
+    unit = pipeline.run.unit
+    source: Source = pipeline.source.build(max_rows=unit.max_rows or rows, max_bytes=unit.max_bytes or size)
+    return source
+
+
+def fingerprint(pipeline: Pipeline) -> dict[str, Any]:
+    """What decides the output: source, stages and models. Plain JSON; compared with the plan's on resume."""
+    models = {spec.model: model_identity(spec.model) for s in pipeline.stages for spec in s.engines()}
+    return {
+        "source": _plain(pipeline.raw.get("source", {})),
+        "stages": [{"name": stage.name, **_plain(stage.fingerprint())} for stage in pipeline.stages],
+        "models": models,
+    }
+
+
+def model_identity(model: str) -> str:
+    """A digest of a local model folder: names and sizes of all files, and the bytes of the small ones.
+
+    Weights are told apart by their size and their head, which in safetensors is the table of tensors; hashing
+    hundreds of gigabytes would take longer than loading them. A hub name stands for itself.
+    """
+    if not os.path.isdir(model):
+        return model
+    digest = hashlib.sha256()
+    for folder, folders, files in os.walk(model, followlinks=True):
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            digest.update(f"{os.path.relpath(path, model)}:{os.path.getsize(path)}\n".encode())
+            with open(path, "rb") as file:
+                digest.update(file.read(MIB))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
