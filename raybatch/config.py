@@ -3,8 +3,9 @@
 Each source, stage and sink defines its own `Config` beside its code. Validation does no I/O: it sees the text
 of the file and the folder that the file is in (`base_dir` of the validation context), nothing else.
 
-`PathOrUrl`, `ModelName` and `Secret` carry a `format` in their JSON Schema: by it `raybatch.spec` knows, before
-it validates, which strings to read relative to the file that says them, and which must not be written down.
+`PathOrUrl`, `ModelName` and `Secret` carry a `format` in their JSON Schema: by it `raybatch.spec` knows,
+before it validates, which strings to read relative to the file that says them, and which must not be written
+down.
 """
 
 from __future__ import annotations
@@ -82,4 +83,5 @@ Secret = Annotated[
     BeforeValidator(_never_literal),
     Field(json_schema_extra={"pattern": r"^\$\{(env|file):[^}]+\}$"}),
 ]
-"""A password or token. In a file it is `${env:NAME}` or `${file:/path}`, in Python a `SecretStr`; never plain text."""
+"""A password or token. In a file it is `${env:NAME}` or `${file:/path}`, in Python a `SecretStr`; never
+plain text."""

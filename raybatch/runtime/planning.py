@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +11,7 @@ from raybatch.ledger.records import Plan, now, schema_to_text
 from raybatch.runtime.watch import Watch
 from raybatch.sources.base import Source
 from raybatch.spec.pipeline import Pipeline
+from raybatch.stages.model_identity import model_identity
 
 MIB = 1 << 20
 # A unit is what is lost when a worker dies, and what a resume counts in; overhead per unit is some 100 ms.
@@ -78,31 +77,12 @@ def build_source(pipeline: Pipeline) -> Source:
 
 def fingerprint(pipeline: Pipeline) -> dict[str, Any]:
     """What decides the output: source, stages and models. Plain JSON; compared with the plan's on resume."""
-    models = {spec.model: model_identity(spec.model) for s in pipeline.stages for spec in s.engines()}
+    models = [spec.model for stage in pipeline.stages for spec in stage.engines()]
     return {
         "source": _plain(pipeline.raw.get("source", {})),
         "stages": [{"name": stage.name, **_plain(stage.fingerprint())} for stage in pipeline.stages],
-        "models": models,
+        "models": {model: model_identity(model) for model in models},
     }
-
-
-def model_identity(model: str) -> str:
-    """A digest of a local model folder: names and sizes of all files, and the bytes of the small ones.
-
-    Weights are told apart by their size and their head, which in safetensors is the table of tensors; hashing
-    hundreds of gigabytes would take longer than loading them. A hub name stands for itself.
-    """
-    if not os.path.isdir(model):
-        return model
-    digest = hashlib.sha256()
-    for folder, folders, files in os.walk(model, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            digest.update(f"{os.path.relpath(path, model)}:{os.path.getsize(path)}\n".encode())
-            with open(path, "rb") as file:
-                digest.update(file.read(MIB))
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ class Store(Protocol):
 
     url: str
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: bytes | memoryview) -> bool:
         """Write `key` if and only if it does not exist; True for exactly one caller, ever.
 
         Atomic and durable: when True is returned the bytes survive a crash, and no reader ever sees a part.

@@ -1,0 +1,44 @@
+"""Arguments and options that several commands share, with one wording each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def pipeline_options(function: _Function) -> _Function:
+    """PIPELINE, `--profile` and `--set`: the parameters `pipeline: str`, `profile: str | None` and
+    `sets: tuple[str, ...]`, as `load_pipeline` takes them."""
+    for decorate in (
+        click.option(
+            "--set",
+            "sets",
+            multiple=True,
+            metavar="KEY.PATH=VALUE",
+            help="Set one value, above the file and the profile; list items by number, as in "
+            "stages.0.sampling.temperature=0. May be given several times.",
+        ),
+        click.option(
+            "--profile",
+            metavar="NAME|FILE",
+            help="Defaults for this environment: a YAML file, or the name of one in configs/. "
+            "What the pipeline says itself wins.",
+        ),
+        click.argument("pipeline"),
+    ):
+        function = decorate(function)
+    return function
+
+
+def json_option(function: _Function) -> _Function:
+    """`--json`: the parameter `as_json: bool`."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print one JSON document to stdout; everything else goes to stderr.",
+    )(function)

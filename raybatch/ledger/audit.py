@@ -1,0 +1,249 @@
+"""Checks the invariants of the ledger on what is stored, and on nothing else: no pipeline, no source, no Ray.
+
+Reads every stored byte once or twice, writes nothing. Memory is bounded by one epoch's records, the ids of
+its largest unit, and a table of hashes that spills to temporary files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from raybatch.errors import LedgerError, SinkError
+from raybatch.ledger import keys
+from raybatch.ledger.audit_epoch import EpochAudit, Findings
+from raybatch.ledger.records import Commit, Plan
+from raybatch.ledger.row_ids import HashSpool, hash_rows, input_rows, spell
+from raybatch.store.base import Store
+from raybatch.store.objects import exists
+
+INVARIANTS: Mapping[str, str] = {
+    "I1": "one plan and one commit per epoch, without gaps",
+    "I2": "each epoch starts where the one before it ended",
+    "I3": "each published unit is of its plan, and its files say so",
+    "I4": "every unit and file is stored with the recorded checksum",
+    "I5": "rows in + made = ok + errors + dropped, for each unit",
+    "I6": "each input row is there exactly once: ok, error or dropped",
+    "I7": "committed group offsets do not pass the last commit",
+    "I8": "nothing that a plan, unit or commit names was deleted",
+}
+_NOT_APPLICABLE = {"I7": "only sources with group offsets (Kafka) have any"}
+
+_MAX_SUSPECTS = 10_000
+
+R = TypeVar("R", Plan, Commit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """The verdict on one invariant. `first` says which object or row violates it first, and how."""
+
+    invariant: str
+    claim: str
+    status: str  # "ok", "failed" or "not applicable"
+    checked: str  # what was looked at, or why nothing was
+    violations: int = 0
+    first: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What an audit found. `notes` tell of what is no violation: open epochs, garbage of lost attempts."""
+
+    path: str
+    pipeline: str | None
+    epochs: int  # committed
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.status != "failed" for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: what `raybatch audit --json` prints."""
+        plain = {"path": self.path, "pipeline": self.pipeline, "epochs": self.epochs, "ok": self.ok}
+        return plain | {"checks": [vars(check) for check in self.checks], "notes": list(self.notes)}
+
+
+def audit(store: Store) -> AuditReport:
+    """Check I1 to I8 of the output in `store`.
+
+    Raises `SinkError` when there is no such output, `StoreError` when it cannot be read.
+    """
+    return _Audit(store).run()
+
+
+class _Audit:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.findings = Findings()
+        self.pipeline: str | None = None
+        self.named: set[str] = set()  # files that commits name
+        self.committed: list[int] = []
+
+    def run(self) -> AuditReport:
+        planned = self._epochs(keys.PLANS)
+        committed = self._epochs(keys.COMMITS)
+        if not planned and not committed:
+            raise SinkError(
+                f"{self.store.url} holds no output of raybatch: there is no plan below {keys.PLANS}"
+            )
+        self._check_gaps(planned, committed)
+        with HashSpool() as spool:
+            before: Commit | None = None
+            for epoch in planned:
+                before = self._check_epoch(epoch, before, spool) or before
+            self._check_twice(spool)
+        self._check_strangers(planned)
+        return self._report()
+
+    def _epochs(self, prefix: str) -> list[int]:
+        """The epochs that have a record below `prefix`, in order."""
+        found = []
+        for entry in self.store.list(prefix):
+            epoch = keys.epoch_of(entry.key)
+            if epoch is None:
+                self.findings.fail("I1", f"{entry.key} is named like no record")
+            else:
+                found.append(epoch)
+        return found
+
+    def _check_gaps(self, planned: list[int], committed: list[int]) -> None:
+        last = max(committed, default=-1)
+        for what, epochs, end in (("commit", committed, last), ("plan", planned, max(planned, default=-1))):
+            self.findings.count("I1", f"{what}s", len(epochs))
+            missing = sorted(set(range(end + 1)) - set(epochs))
+            for epoch in missing:
+                self.findings.fail("I1", f"the {what} of epoch {epoch} is missing, and later ones exist")
+        for epoch in planned:
+            if epoch > last + 1:
+                self.findings.fail("I1", f"epoch {epoch} is planned, and epoch {epoch - 1} is not committed")
+        for epoch in sorted(set(committed) - set(planned)):
+            self.findings.fail("I1", f"epoch {epoch} is committed, and has no plan")
+
+    def _check_epoch(self, epoch: int, before: Commit | None, spool: HashSpool) -> Commit | None:
+        """Check what an epoch has of its own and between it and the one before; gives its commit."""
+        plan = self._load(Plan, keys.plan_key(epoch))
+        commit = self._load(Commit, keys.commit_key(epoch))
+        if plan is None:
+            return commit
+        for record in (plan, commit):
+            self._check_identity(record, epoch)
+        self._check_chain(plan, commit, before)
+        if commit is not None:
+            self.committed.append(epoch)
+            self.named.update(file.key for file in (*commit.data, *commit.errors))
+        EpochAudit(self.store, self.findings, plan, commit).run(spool)
+        return commit
+
+    def _load(self, cls: type[R], key: str) -> R | None:
+        try:
+            return cls.from_json(self.store.read(key), where=key)
+        except KeyError:
+            return None
+        except LedgerError as error:
+            self.findings.fail("I1", str(error))
+            return None
+
+    def _check_identity(self, record: Plan | Commit | None, epoch: int) -> None:
+        if record is None:
+            return
+        what = type(record).__name__.lower()
+        if record.epoch != epoch:
+            self.findings.fail("I1", f"the {what} of epoch {epoch} says that it is of epoch {record.epoch}")
+        self.pipeline = self.pipeline or record.pipeline
+        if record.pipeline != self.pipeline:
+            self.findings.fail(
+                "I1", f"the {what} of epoch {epoch} is of pipeline '{record.pipeline}', not '{self.pipeline}'"
+            )
+
+    def _check_chain(self, plan: Plan, commit: Commit | None, before: Commit | None) -> None:
+        self.findings.count("I2", "epochs", 1)
+        start = before.end if before is not None else None
+        if (before is None or before.epoch == plan.epoch - 1) and plan.start != start:
+            self.findings.fail(
+                "I2", f"epoch {plan.epoch} starts at {plan.start}, and the one before it ended at {start}"
+            )
+        if commit is None:
+            return
+        if commit.plan_id != plan.plan_id:
+            self.findings.fail(
+                "I1", f"the commit of epoch {plan.epoch} names plan {commit.plan_id}, not {plan.plan_id}"
+            )
+        if (commit.start, commit.end) != (plan.start, plan.end):
+            self.findings.fail(
+                "I2", f"the commit of epoch {plan.epoch} has another start or end than its plan"
+            )
+
+    def _check_twice(self, spool: HashSpool) -> None:
+        """No input row is in two units, whatever their epochs."""
+        suspects: list[Any] = []
+        for hashes in spool.twice():
+            suspects.extend(hashes.tolist())
+        if not suspects:
+            return
+        seen: dict[tuple[str, int], str] = {}
+        # Equal hashes are no proof: at a billion rows, two different ones share a hash in 1 audit of 40
+        for where, rows in self._rows_with(np.array(suspects[:_MAX_SUSPECTS], dtype=np.uint64)):
+            for row in rows.to_pylist():
+                other = seen.setdefault((row["_source"], row["_row"]), where)
+                if other != where:
+                    self.findings.fail("I6", f"{spell(row)} is in {other} and in {where}")
+
+    def _rows_with(self, hashes: Any) -> Iterator[tuple[str, pa.Table]]:
+        """Input rows of committed units whose hash is among `hashes`, by unit."""
+        for epoch in self.committed:
+            plan = self._load(Plan, keys.plan_key(epoch))
+            if plan is None:
+                continue
+            for where, ids in EpochAudit(self.store, Findings(), plan, None).unit_ids():
+                rows = input_rows(ids).select(["_source", "_row"])
+                yield where, rows.filter(pa.array(np.isin(hash_rows(rows), hashes)))
+
+    def _check_strangers(self, planned: list[int]) -> None:
+        """What is there and named by nobody."""
+        folders = {keys.units_prefix(epoch) for epoch in planned}
+        for entry in self.store.list(keys.UNITS):
+            if not entry.key.startswith(tuple(folders)):
+                self.findings.fail("I3", f"{entry.key} is of no epoch that has a plan")
+                break
+        last = max(self.committed, default=-1)
+        for folder in (keys.DATA, keys.ERRORS):
+            for entry in self.store.list(folder):
+                epoch = keys.epoch_of(entry.key)
+                if entry.key in self.named:
+                    continue
+                if epoch is not None and epoch > last and exists(self.store, keys.plan_key(epoch)):
+                    self.findings.note(f"{entry.key} waits for the commit of epoch {epoch}")
+                else:
+                    self.findings.fail("I6", f"{entry.key} is named by no commit, and readers see its rows")
+        for entry in self.store.list("_tmp/"):
+            self.findings.note(f"{entry.key} ({entry.size} bytes) is left of a write that was cut off")
+
+    def _report(self) -> AuditReport:
+        return AuditReport(
+            path=self.store.url,
+            pipeline=self.pipeline,
+            epochs=len(self.committed),
+            checks=tuple(self._check(invariant) for invariant in INVARIANTS),
+            notes=tuple(self.findings.notes),
+        )
+
+    def _check(self, invariant: str) -> Check:
+        claim, failed = INVARIANTS[invariant], self.findings.failed.get(invariant, [])
+        reason = _NOT_APPLICABLE.get(invariant)
+        if reason is not None:
+            return Check(invariant=invariant, claim=claim, status="not applicable", checked=reason)
+        return Check(
+            invariant=invariant,
+            claim=claim,
+            status="failed" if failed else "ok",
+            checked=self.findings.checked(invariant),
+            violations=self.findings.violations[invariant],
+            first=failed[0] if failed else None,
+        )

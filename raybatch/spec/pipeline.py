@@ -1,0 +1,74 @@
+"""A pipeline after reading: typed, checked, and free of YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import Field, PositiveInt
+
+from raybatch.config import Config
+
+if TYPE_CHECKING:
+    from raybatch.sinks.base import SinkConfig
+    from raybatch.sources.base import Source
+    from raybatch.stages.base import StageConfig
+
+
+class UnitConfig(Config):
+    """How large a unit is, the piece of input that is read, published and resumed as one."""
+
+    max_rows: PositiveInt | None = None
+    """Rows of one unit at most; by default chosen from the input and the stages."""
+    max_bytes: PositiveInt | None = None
+    """Bytes of input of one unit at most; by default chosen from the input and the stages."""
+
+
+class RunConfig(Config):
+    """How the pipeline is run, whatever it does."""
+
+    mode: Literal["batch", "continuous"] = "batch"
+    """batch: take what there is and end. continuous: go on with what arrives, until stopped."""
+    max_error_rate: float = Field(default=0.01, ge=0, le=1)
+    """Share of input rows that may end as error rows, 0 to 1; beyond it the run ends with exit code 5."""
+    unit: UnitConfig = UnitConfig()
+    """The size of a unit: {max_rows, max_bytes}."""
+    in_flight_units: PositiveInt | None = None
+    """Units worked on at the same time; by default what keeps every engine busy."""
+    report_interval_s: float = Field(default=10, gt=0)
+    """Seconds between the plain progress lines that are printed where there is no terminal."""
+
+
+class SourceConfig(Protocol):
+    """What the registry expects of each source's pydantic `Config`.
+
+    A source that can be read without end also has a class attribute `continuous = True`; without it,
+    `run.mode: continuous` is refused.
+    """
+
+    type: str
+
+    def build(self, *, max_rows: int, max_bytes: int) -> Source:
+        """The source, planning units of at most so many rows and bytes of input. No I/O."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A whole pipeline, ready to run. `raybatch.spec.load.load_pipeline` makes one from a file.
+
+    `file` is the path as it was given, `base_dir` the absolute folder that holds it. `raw` is the merged
+    tree of pipeline, profile and `--set` as plain JSON data, with `${...}` references as they were said, so
+    that it can be stored. `where` tells for each key path of `raw` ("stages[1].output") where it was said
+    ("news.yaml:14").
+    """
+
+    name: str
+    source: SourceConfig
+    stages: tuple[StageConfig, ...]
+    sink: SinkConfig
+    run: RunConfig
+    file: str
+    base_dir: str
+    raw: Mapping[str, Any]
+    where: Mapping[str, str]
