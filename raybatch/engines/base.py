@@ -102,7 +102,8 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Free the engine's memory and processes.
+        """Free the engine's memory and processes, for whoever holds an engine in a process of its own.
 
-        Called at most once, also after a failed `run`; never on SIGKILL.
+        Called at most once, also after a failed `run`. Not called on the engine of an actor: its whole
+        process group is ended instead.
         """

@@ -19,7 +19,8 @@ from typing import Any
 
 from raybatch.engines import placement
 from raybatch.engines.base import EngineSpec, Progress
-from raybatch.engines.replica import Replica, kill_group
+from raybatch.engines.guardian import end_group
+from raybatch.engines.replica import Replica
 from raybatch.errors import EngineError, EngineLoadError, EnginePendingError
 
 logger = logging.getLogger(__name__)
@@ -213,7 +214,7 @@ class EnginePool:
         self._fail(EngineError(f"engine {self._spec.kind} {self._spec.model}: the pool was stopped"))
         for job in self._jobs:
             job.cancel()
-        await asyncio.gather(*(self._close(m) for m in self._members))
+        await asyncio.gather(*(self._kill(m) for m in self._members))
         self._members.clear()
 
     # -- bringing replicas up ---------------------------------------------------------------------------
@@ -371,17 +372,11 @@ class EnginePool:
 
         if member.info:
             # A stopped process takes no message from Ray; SIGKILL of its group, on its node, it takes.
-            killing = ray.remote(kill_group).options(**placement.on_node(member.info["node_id"]))
+            killing = ray.remote(end_group).options(**placement.on_node(member.info["node_id"]))
             with contextlib.suppress(Exception):  # the node may be gone, and then so is the process
                 await asyncio.wait_for(killing.remote(member.info["pgid"]), 30)
         with contextlib.suppress(Exception):
             ray.kill(member.actor)
-
-    async def _close(self, member: _Member) -> None:
-        if member.state == "ready":
-            with contextlib.suppress(Exception):  # whatever it says, it is killed next
-                await asyncio.wait_for(member.actor.close.remote(), 10)
-        await self._kill(member)
 
     # -- the end ----------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybatch.engines.base import EngineSpec, Progress, Reply
+from raybatch.engines.replica import SCRATCH
 from raybatch.errors import EngineLoadError
 
 Request = Mapping[str, Any]
@@ -29,6 +30,8 @@ async def load(spec: EngineSpec) -> VLLMEngine:
     Raises `EngineLoadError` for a model path that does not exist, an unknown argument, or whatever vLLM says.
     """
     _refuse_missing_path(spec.model)
+    if SCRATCH in os.environ:
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", os.environ[SCRATCH])  # sockets to the engine core
     try:
         from vllm import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
@@ -116,6 +119,7 @@ class VLLMEngine:
         self._ids = itertools.count()
         self._in_flight = 0
         self._loras: dict[tuple[str, str], Any] = {}
+        self._reasoning = _reasoning_parser(config, tokenizer)
 
     async def run(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a slice; raises only when the engine is dead."""
@@ -223,7 +227,7 @@ class VLLMEngine:
         prompt_tokens = len(final.prompt_token_ids or ())
         cached = final.num_cached_tokens or 0
         value = {
-            "outputs": [_completion(o) for o in final.outputs],
+            "outputs": [_completion(o, self._reasoning) for o in final.outputs],
             "prompt_tokens": prompt_tokens,
             "cached_tokens": cached,
         }
@@ -276,12 +280,26 @@ def _sampling_params(sampling: Mapping[str, Any], structured: Mapping[str, Any] 
     return SamplingParams(**sampling, **extra, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
-def _completion(output: Any) -> dict[str, Any]:
+def _reasoning_parser(config: Any, tokenizer: Any) -> Any:
+    """vLLM's parser of the model's reasoning; None without the engine argument `reasoning_parser`."""
+    name = config.structured_outputs_config.reasoning_parser
+    if not name:
+        return None
+    from vllm.reasoning import ReasoningParserManager
+
+    return ReasoningParserManager.get_reasoning_parser(name)(tokenizer)
+
+
+def _completion(output: Any, reasoning_parser: Any) -> dict[str, Any]:
+    reasoning, text = None, output.text
+    if reasoning_parser is not None:
+        reasoning, content = reasoning_parser.extract_reasoning(output.text, None)
+        text = content or ""
     return {
-        "text": output.text,
+        "text": text,
         "finish_reason": output.finish_reason,
         "tokens": len(output.token_ids),
-        "reasoning": None,
+        "reasoning": reasoning,
         "logprobs": _logprobs(output.logprobs),
     }
 

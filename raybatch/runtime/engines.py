@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from raybatch.engines.base import EngineSpec
 from raybatch.engines.client import PoolClient
+from raybatch.engines.guardian import members
 from raybatch.engines.pool import EnginePool, PoolStatus, resolve_gpus
 from raybatch.errors import EngineError
 from raybatch.runtime.cluster import Cluster
@@ -90,18 +90,8 @@ class Engines:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(pool)
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while any(_alive(group) for group in groups) and time.monotonic() < deadline:
+        while any(members(group) for group in groups) and time.monotonic() < deadline:
             time.sleep(0.05)
-
-
-def _alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Plan, now, schema_to_text
 from raybatch.runtime.watch import Watch
 from raybatch.sources.base import Source
+from raybatch.spec.columns import check_columns
 from raybatch.spec.pipeline import Pipeline
 from raybatch.stages.model_identity import model_identity
 
@@ -48,6 +49,7 @@ def new_plan(pipeline: Pipeline, ledger: Ledger, source: Source, *, run_id: str,
     found = source.plan(after=start)
     for text in found.notes:
         watch.note(text)
+    check_columns(pipeline, source_columns=found.schema.names)
     if not found.units and epoch > 0:
         return None
     return ledger.create_plan(

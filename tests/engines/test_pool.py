@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import psutil
 import pytest
 import ray
 
 from raybatch.engines.base import EngineSpec
 from raybatch.engines.client import PoolClient
+from raybatch.engines.guardian import members
 from raybatch.engines.pool import EnginePool
 from raybatch.errors import EngineLoadError, EnginePendingError
 
@@ -65,17 +65,6 @@ def in_background(client: PoolClient, what: list[dict[str, str]]) -> Future[list
 
 def process_groups(pool: Any) -> list[int]:
     return [group for _, group in ray.get(pool.processes.remote())]
-
-
-def members(group: int) -> list[psutil.Process]:
-    return [p for p in psutil.process_iter() if p.is_running() and _group(p.pid) == group]
-
-
-def _group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None
 
 
 def test_replies_come_in_the_order_of_requests(start: Start) -> None:

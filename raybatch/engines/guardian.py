@@ -1,0 +1,77 @@
+"""Ends everything that an engine left on a node: processes, shared memory, sockets.
+
+    python -m raybatch.engines.guardian GROUP SCRATCH
+
+runs beside each engine actor, outside its process group, and waits for the end of its standard input, which
+the actor holds open: the actor is gone, however it went. vLLM's engine core, a child of the actor, would not
+notice for itself. Imports nothing heavy: there is one of these for each replica.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+
+_SHARED_MEMORY = "/dev/shm/"
+_RAYS_OWN = ("plasma", "ray")  # its object store, which other processes use
+
+
+def end_group(group: int, scratch: str | None = None) -> None:
+    """SIGKILL the process group, on this node, and remove the shared memory that it had mapped and the folder
+    `scratch`. No error for what is gone already. Works on stopped processes too.
+
+    Whatever a killed process shares with its siblings stays in /dev/shm otherwise: the one that would have
+    tidied up, Python's resource tracker, is in the group as well.
+    """
+    segments = {path for pid in members(group) for path in _mapped(pid)}
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    for path in segments:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def members(group: int) -> list[int]:
+    """The processes of `group` on this node, those that nobody has waited for yet (zombies) left out."""
+    return [pid for pid in _pids() if _group_of(pid) == group]
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # "pid (name) state ppid pgrp": a name may hold anything, so count from its last parenthesis
+            state, _, group = file.read().rpartition(b")")[2].split()[:3]
+    except (OSError, ValueError):
+        return None
+    return None if state == b"Z" else int(group)
+
+
+def _mapped(pid: int) -> set[str]:
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
+            paths = {line.split(maxsplit=5)[5].strip() for line in file if _SHARED_MEMORY in line}
+    except OSError:
+        return set()
+    names = {path.removeprefix(_SHARED_MEMORY): path for path in paths if path.startswith(_SHARED_MEMORY)}
+    return {path for name, path in names.items() if not name.startswith(_RAYS_OWN)}
+
+
+def main() -> None:
+    group, scratch = int(sys.argv[1]), sys.argv[2]
+    # Ctrl-C reaches every process of a terminal; this one has to outlive the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    end_group(group, scratch)
+
+
+if __name__ == "__main__":
+    main()
