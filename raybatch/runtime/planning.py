@@ -12,7 +12,6 @@ from raybatch.runtime.watch import Watch
 from raybatch.sources.base import Source
 from raybatch.spec.columns import check_columns
 from raybatch.spec.pipeline import Pipeline
-from raybatch.stages.model_identity import model_identity
 
 MIB = 1 << 20
 # A unit is what is lost when a worker dies, and what a resume counts in; overhead per unit is some 100 ms.
@@ -78,12 +77,11 @@ def build_source(pipeline: Pipeline) -> Source:
 
 
 def fingerprint(pipeline: Pipeline) -> dict[str, Any]:
-    """What decides the output: source, stages and models. Plain JSON; compared with the plan's on resume."""
-    models = [spec.model for stage in pipeline.stages for spec in stage.engines()]
+    """What decides the output: the source, and each stage with its model's files or its code. Plain JSON;
+    compared with the plan's on resume."""
     return {
         "source": _plain(pipeline.raw.get("source", {})),
         "stages": [{"name": stage.name, **_plain(stage.fingerprint())} for stage in pipeline.stages],
-        "models": {model: model_identity(model) for model in models},
     }
 
 
