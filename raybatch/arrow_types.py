@@ -10,7 +10,7 @@ a type can be copied from a schema that was printed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
@@ -113,7 +113,7 @@ class _Parser:
             self.expect(",")
             second = self.item()
             self.expect(">")
-            return pa.map_(first, second)
+            return self.checked(lambda: pa.map_(first, second))
         self.expect(">")
         if name != "fixed_size_list":
             return pa.list_(first) if name == "list" else pa.large_list(first)
@@ -158,18 +158,18 @@ class _Parser:
         if self.text[self.at :].strip():
             raise self.error("the type has ended, but the text goes on")
 
-    def checked(self, make: object) -> pa.DataType:
+    def checked(self, make: Callable[[], pa.DataType]) -> pa.DataType:
         try:
-            return make()  # type: ignore[operator]
+            return make()
         except (ValueError, pa.ArrowInvalid) as error:
             raise self.error(str(error)) from None
 
     def unknown(self, name: str) -> ValueError:
         hint = did_you_mean(name, [*_KNOWN, *_NESTED])
         return ValueError(
-            f"'{self.text}' is no Arrow type: '{name}' is unknown{hint} (possible: {', '.join(_KNOWN)},"
+            f"'{self.text}' is no Arrow type: '{name}' is unknown{hint}; possible: {', '.join(_KNOWN)},"
             " decimal128(precision, scale), list<...>, fixed_size_list<...>[n], struct<name: type, ...>,"
-            " map<key, value>)"
+            " map<key, value>"
         )
 
     def error(self, what: str) -> ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybatch.arrow_types import parse_type
@@ -37,7 +37,7 @@ def test_a_name_is_a_type(text: str, expected: pa.DataType) -> None:
 _SCALARS = st.sampled_from(
     [
         *(pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.string()),
-        *(pa.large_string(), pa.binary(), pa.large_binary(), pa.date32(), pa.date64(), pa.null()),
+        *(pa.large_string(), pa.binary(), pa.large_binary(), pa.date32(), pa.date64()),
         *(pa.timestamp("ns", tz="UTC"), pa.timestamp("s"), pa.time32("ms"), pa.time64("ns")),
         *(pa.duration("us"), pa.decimal128(5, 1), pa.decimal256(50, -3)),
     ]
@@ -55,6 +55,7 @@ _TYPES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(_TYPES)
 def test_what_arrow_prints_is_understood(type_: pa.DataType) -> None:
     assert parse_type(str(type_)) == type_
@@ -63,18 +64,19 @@ def test_what_arrow_prints_is_understood(type_: pa.DataType) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("strin", r"'strin' is unknown; did you mean 'string'\? \(possible: null, bool, int8"),
+        ("strin", r"'strin' is unknown.*did you mean .string.\?.*; possible: null, bool, int8"),
         ("list<strin>", "'strin' is unknown"),
         ("list<string", r"'>' is missing \(at the end\)"),
         ("list<>", r"a type name is missing \(before '>'\)"),
         ("list", "'<' is missing"),
         ("int64 x", r"the text goes on \(before 'x'\)"),
-        ("timestamp", "'timestamp' is unknown; did you mean 'timestamp"),
+        ("timestamp", "'timestamp' is unknown.*did you mean 'timestamp"),
         ("timestamp[h]", r"'timestamp\[h\]' is unknown"),
         ("fixed_size_list<float32>", r"needs its length, as in fixed_size_list<float32>\[384\]"),
         ("struct<a>", "look like `name: type`"),
         ("struct<a: int8, a: int8>", "has the field 'a' twice"),
         ("decimal128(99, 2)", "precision should be between 1 and 38"),
+        ("map<null, int8>", "non-nullable"),
         ("", "a type name is missing"),
     ],
 )

@@ -20,17 +20,26 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from raybatch.config import Config, PathOrUrl, is_url
-from raybatch.errors import CorruptInputError, InputChangedError, SourceError
+from raybatch.errors import CorruptInputError, SourceError
 from raybatch.rows import ID_COLUMNS, ID_FIELDS, UnitRows, source_errors
 from raybatch.sources.base import JSON, SourcePlan, UnitSpec
 from raybatch.sources.formats import make_format
-from raybatch.sources.formats.base import Format, FormatName, Options, format_of
-from raybatch.sources.formats.json_types import parse_type
-from raybatch.sources.listing import File, check_unchanged, describe_change, list_files
+from raybatch.sources.formats.base import (
+    Format,
+    FormatName,
+    FormatPlan,
+    Options,
+    compression_of,
+    format_of,
+    planning,
+)
+from raybatch.sources.formats.json_types import JSON_TEXT, declared_type
+from raybatch.sources.listing import File, check_unchanged, describe_change, list_files, open_stream
 
 # An offset of Arrow's string type is 32 bits: a unit and one row more have to stay below 2 GiB.
 _MAX_UNIT_BYTES = 1 << 30
 _NAMED_CHANGES = 5
+_EMPTY_COMPRESSED_BYTES = 512  # gzip's header holds a file name, of up to 255 bytes
 
 
 def _without_credentials(path: str) -> str:
@@ -86,7 +95,7 @@ class FilesConfig(Config):
     def _known_types(cls, types: dict[str, str]) -> dict[str, str]:
         for name, text in types.items():
             try:
-                parse_type(text)
+                declared_type(text)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         return types
@@ -110,7 +119,7 @@ class FilesConfig(Config):
             if known is not None and known not in formats and name in self.model_fields_set:
                 shown = "schema" if name == "column_types" else name
                 raise ValueError(f"{shown} is an option of {' and '.join(formats)}; this input is {known}")
-        if known == "csv" and "json" in self.column_types.values():
+        if known == "csv" and JSON_TEXT in self.column_types.values():
             raise ValueError("schema: json is a type of jsonl columns; a csv column can be string")
         if known == "text" and self.columns not in (None, [self.text_column]):
             raise ValueError(f"columns: text has one column, '{self.text_column}'")
@@ -137,7 +146,7 @@ class FilesSource:
     """See `raybatch.sources.base.Source` and this module's docstring.
 
     A position is `{"files": {path: version}, "schema": …}`: every file taken so far, and the schema that
-    later epochs keep. An empty file (0 bytes) is not taken: it may be filled later.
+    later epochs keep (null before there is one). A file without a byte is not taken: it may be filled later.
     """
 
     config: FilesConfig
@@ -154,30 +163,26 @@ class FilesSource:
 
     def plan(self, *, after: JSON | None) -> SourcePlan:
         taken: Mapping[str, JSON] = after["files"] if after is not None else {}
-        before = _load_schema(after["schema"]) if after is not None else None
+        before = _load_schema(after["schema"]) if after is not None and after["schema"] else None
         listed = list_files(self.config.paths(), taken=taken if after is not None else None)
         _check_taken(listed, taken)
-        notes = _notes(listed, taken)
-        fresh = [file for file in listed if file.path not in taken and file.size]
-        if not fresh:
-            if not taken:
-                notes.append("the input is empty: no file has any bytes")
-            schema = before if before is not None else self._declared()
-            return SourcePlan(units=(), end=_position(taken, schema), schema=schema, notes=notes)
-        planned = self._format(fresh).plan(fresh, before=before)
-        if not planned.units:
+        new = [file for file in listed if file.path not in taken]
+        empty = {file.path for file in new if _is_empty(file)}
+        full = [file for file in new if file.path not in empty]
+        notes = _notes(listed, taken, empty=sorted(empty))
+        planned = self._format(full).plan(full, before=before) if full else FormatPlan()
+        if not planned.units and not taken:
             notes.append("the input is empty: no file has any rows")
-        end = _position({**taken, **{file.path: file.version for file in fresh}}, planned.schema)
-        notes.extend(planned.notes)
-        return SourcePlan(units=planned.units, end=end, schema=planned.schema, notes=notes)
+        kept = planned.schema if planned.units else before
+        end = _position({**taken, **{file.path: file.version for file in full}}, kept)
+        schema = kept if kept is not None else self._declared()
+        return SourcePlan(units=planned.units, end=end, schema=schema, notes=[*notes, *planned.notes])
 
     def read(self, unit: UnitSpec, *, key: str, schema: pa.Schema) -> UnitRows:
         file = File(path=unit.range["path"], version=unit.range["version"])
         check_unchanged(file)
         try:
             decoded = self._format([file]).read(file, unit.range["at"], schema=schema)
-        except InputChangedError:
-            raise
         except Exception as error:
             check_unchanged(file)  # a file that changed meanwhile is the better explanation
             if not _is_corruption(error):
@@ -204,7 +209,7 @@ class FilesSource:
     def _declared(self) -> pa.Schema:
         names = self.columns() or list(self.config.column_types)
         types = self.config.column_types
-        return pa.schema([(name, parse_type(types.get(name, "string"))) for name in names])
+        return pa.schema([(name, declared_type(types.get(name, "string"))) for name in names])
 
     def _format(self, files: Sequence[File]) -> Format:
         config = self.config
@@ -256,20 +261,29 @@ def _check_taken(listed: Sequence[File], taken: Mapping[str, JSON]) -> None:
         )
 
 
-def _notes(listed: Sequence[File], taken: Mapping[str, JSON]) -> list[str]:
+def _is_empty(file: File) -> bool:
+    """Whether it has no bytes, compression undone (of which an empty file has a header and little more)."""
+    compression = compression_of(file.path)
+    if compression is None or file.size > _EMPTY_COMPRESSED_BYTES:
+        return not file.size
+    with planning(file), open_stream(file.path, compression=compression) as stream:
+        return not stream.read(1)
+
+
+def _notes(listed: Sequence[File], taken: Mapping[str, JSON], *, empty: Sequence[str]) -> list[str]:
     notes = []
     paths = {file.path for file in listed}
     gone = sorted(path for path in taken if path not in paths)
     if gone:
         notes.append(f"{len(gone)} files that earlier runs took are gone (first: {gone[0]}); their rows stay")
-    empty = [file.path for file in listed if not file.size and file.path not in taken]
     if empty:
         notes.append(f"{len(empty)} empty files are not taken (first: {empty[0]})")
     return notes
 
 
-def _position(files: Mapping[str, JSON], schema: pa.Schema) -> JSON:
-    return {"files": dict(files), "schema": base64.b64encode(schema.serialize()).decode("ascii")}
+def _position(files: Mapping[str, JSON], schema: pa.Schema | None) -> JSON:
+    text = base64.b64encode(schema.serialize()).decode("ascii") if schema is not None else None
+    return {"files": dict(files), "schema": text}
 
 
 def _load_schema(text: str) -> pa.Schema:
@@ -279,9 +293,9 @@ def _load_schema(text: str) -> pa.Schema:
 def _is_corruption(error: Exception) -> bool:
     # pyarrow raises what is wrong with the bytes as ArrowInvalid, or as an OSError that no system call made;
     # an OSError with a number is the disk's or the network's, and may pass.
-    return isinstance(error, (pa.ArrowException, UnicodeDecodeError, EOFError)) or (
-        isinstance(error, OSError) and error.errno is None
-    )
+    if isinstance(error, MemoryError):
+        return False
+    return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
 
 
 def _describe(at: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ Formats are stateless apart from their `Options`, and one is made for each plan 
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from raybatch.errors import SourceError
+from raybatch.nearest import did_you_mean
 from raybatch.rows import ID_COLUMNS
 from raybatch.sources.base import JSON, UnitSpec
-from raybatch.sources.formats.json_types import parse_type
+from raybatch.sources.formats.json_types import declared_type
 from raybatch.sources.listing import File
 
 FormatName = Literal["jsonl", "parquet", "csv", "text"]
@@ -60,10 +60,10 @@ class Options:
 @dataclass(frozen=True, kw_only=True)
 class FormatPlan:
     """Units in order of file and place. A unit's `range` is `{"path", "version", "at"}`; `at` is the format's
-    own."""
+    own. Without units, the schema says nothing."""
 
-    schema: pa.Schema
-    units: Sequence[UnitSpec]
+    schema: pa.Schema | None = None
+    units: Sequence[UnitSpec] = ()
     notes: Sequence[str] = ()
 
 
@@ -140,7 +140,7 @@ def choose_columns(
     message about one that is not there.
     """
     types = {f.name: f.type for f in [*found, *(before or [])]}
-    types.update((name, parse_type(text)) for name, text in options.types.items())
+    types.update((name, declared_type(text)) for name, text in options.types.items())
     order = [*(before.names if before else []), *found.names, *options.types]
     wanted = list(dict.fromkeys(order)) if options.columns is None else list(options.columns)
     for name in wanted:
@@ -150,10 +150,9 @@ def choose_columns(
                 " source.columns without it"
             )
         if name not in types:
-            near = difflib.get_close_matches(name, available, n=1)
-            meant = f"; did you mean '{near[0]}'?" if near else "."
             raise SourceError(
-                f"source.columns: '{name}' is not in the input{meant} Available: {', '.join(available)}{hint}"
+                f"source.columns: '{name}' is not in the input{did_you_mean(name, available)}."
+                f" Available: {', '.join(available)}{hint}"
             )
     if not wanted:
         raise SourceError("the input has no columns: its rows are empty objects")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,6 +44,7 @@ _BLOCK_BYTES = 1 << 20  # what pyarrow parses in parallel; each row has to fit i
 _INT = r"^-?(0|[1-9]\d{0,17})$"
 _FLOAT = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][-+]?\d{1,2})?$"
 _BOOL = r"^(true|false|True|False|TRUE|FALSE)$"
+_WIDTH = re.compile(r"Expected \d+ columns, got \d+")  # as pyarrow says it
 _NULLS = ("", "NA", "N/A", "null", "NULL", "NaN", "nan")
 
 
@@ -57,11 +59,13 @@ class Csv:
         heads = read_heads(files, max_row_bytes=self._options.max_row_bytes)
         share = max(1, SAMPLE_ROWS // len(heads))
         samples = [self._sample(head, len(names), max_rows=share) for head in heads]
+        sampled_bytes = sum(size for _, size in samples)
+        if not sampled_bytes and len(heads) == len(files) and all(head.whole for head in heads):
+            return FormatPlan()  # nothing but headers
         table = pa.concat_tables([table for table, _ in samples])
         found = pa.schema([(name, _infer(values)) for name, values in zip(names, table.columns, strict=True)])
         schema = choose_columns(found, self._options, before=before, available=names)
         self._check_convertible(schema)
-        sampled_bytes = sum(size for _, size in samples)
         row_bytes = max(1.0, sampled_bytes / max(1, len(table)))
 
         def units_of(file: File) -> tuple[list[UnitSpec], list[str]]:
@@ -76,9 +80,11 @@ class Csv:
         return FormatPlan(schema=schema, units=[u for units, _ in planned for u in units], notes=notes)
 
     def read(self, file: File, at: JSON, *, schema: pa.Schema) -> Decoded:
-        spans = self._spans(file, at)
+        spans, open_quote = self._spans(file, at)
         names, _ = self._names(file)
-        decoder = _Fields(spans, names=names, schema=schema, delimiter=self._delimiter(file))
+        decoder = _Fields(
+            spans, names=names, schema=schema, delimiter=self._delimiter(file), open_quote=open_quote
+        )
         return decode(spans, decoder, schema=schema, max_row_bytes=self._options.max_row_bytes)
 
     def _delimiter(self, file: File) -> str:
@@ -169,26 +175,30 @@ class Csv:
                     f"source.schema: {column.name}: {column.type} cannot be read from CSV"
                 ) from error
 
-    def _spans(self, file: File, at: JSON) -> Spans:
-        data = read_ordinals(file, at)
+    def _spans(self, file: File, at: JSON) -> tuple[Spans, bool]:
+        """The rows of a unit, and whether the last one has a quote that is not closed."""
+        data = read_ordinals(file, at, max_row_bytes=self._options.max_row_bytes)
         begin = 0
         if "bytes" not in at:
             mark = len(BOM) if bytes(data[:3]) == BOM else 0
             begin = mark + self._names(file)[1]
-        ends = begin + _row_ends(data[begin:], delimiter=self._delimiter(file))
+        found, open_quote = _row_ends(data[begin:], delimiter=self._delimiter(file))
+        ends = begin + found
         starts = np.concatenate(([begin], ends))[:-1]
         starts, stops = _without_terminators(data, starts, ends)
         ids = at["row"] + np.arange(len(ends))
-        return Spans(path=file.path, counted="row", data=data, starts=starts, ends=stops, ids=ids)
+        spans = Spans(path=file.path, counted="row", data=data, starts=starts, ends=stops, ids=ids)
+        return spans, open_quote
 
 
-def _row_ends(data: memoryview, *, delimiter: str) -> Ids:
+def _row_ends(data: memoryview, *, delimiter: str) -> tuple[Ids, bool]:
+    """Where rows end, and whether the last one has a quote that is not closed."""
     scanner = CsvScanner(delimiter=delimiter)
     steps = range(0, len(data), _SCANNED_BYTES)
     ends = [at + scanner.feed(bytes(data[at : at + _SCANNED_BYTES])) for at in steps]
     if scanner.finish():
         ends.append(np.array([len(data)]))
-    return np.concatenate([*ends, np.zeros(0, np.int64)])
+    return np.concatenate([*ends, np.zeros(0, np.int64)]), scanner.in_quotes()
 
 
 def _without_terminators(data: memoryview, starts: Ids, ends: Ids) -> tuple[Ids, Ids]:
@@ -216,7 +226,7 @@ def _infer(values: pa.ChunkedArray) -> pa.DataType:
 
 
 def _read(
-    data: object,
+    data: memoryview | bytes,
     names: Sequence[str],
     schema: pa.Schema,
     delimiter: str,
@@ -228,7 +238,9 @@ def _read(
 
     table = arrow_csv.read_csv(
         pa.BufferReader(pa.py_buffer(data)),
-        arrow_csv.ReadOptions(column_names=list(names), block_size=block_bytes),
+        arrow_csv.ReadOptions(
+            column_names=list(names), block_size=block_bytes, use_threads=len(data) > block_bytes
+        ),
         arrow_csv.ParseOptions(
             delimiter=delimiter,
             newlines_in_values=True,
@@ -248,16 +260,21 @@ def _read(
 
 
 class _Fields:
-    """Decodes rows of `spans`, whose fields are `names`."""
+    """Decodes rows of `spans`, whose fields are `names`. `open_quote`: the last one's quote is not closed."""
 
-    def __init__(self, spans: Spans, *, names: Sequence[str], schema: pa.Schema, delimiter: str) -> None:
+    def __init__(
+        self, spans: Spans, *, names: Sequence[str], schema: pa.Schema, delimiter: str, open_quote: bool
+    ) -> None:
         self._spans = spans
         self._names = names
         self._schema = schema
         self._delimiter = delimiter
+        self._sound = len(spans) - open_quote  # pyarrow would take the last row as it is
 
     def batch(self, low: int, high: int) -> pa.Table | None:
         spans = self._spans
+        if high > self._sound:
+            return None
         longest = int((spans.ends[low:high] - spans.starts[low:high]).max())
         try:
             table = self._read(low, high, self._schema, block_bytes=max(_BLOCK_BYTES, 2 * longest))
@@ -271,15 +288,16 @@ class _Fields:
 
     def one(self, i: int) -> pa.Table | Failure:
         raw = self._spans.row(i)
+        if i >= self._sound:
+            return failure(self._spans, i, "InvalidCSV", "a quote is not closed", raw=raw)
         block = max(_BLOCK_BYTES, 2 * len(raw))
         strings = pa.schema([(name, pa.string()) for name in dict.fromkeys(self._names)])
         try:
             text = self._read(i, i + 1, strings, block_bytes=block)
         except pa.ArrowInvalid as error:
-            why = str(error).removeprefix("CSV parse error: ").split(": ")[0]
-            return failure(self._spans, i, "InvalidCSV", f"not a row of this file: {why}", raw=raw)
-        if len(text) != 1:
-            return failure(self._spans, i, "InvalidCSV", "a quote is not closed", raw=raw)
+            width = _WIDTH.search(str(error))
+            what = width[0] if width else str(error)  # the row itself follows: it is in `raw`
+            return failure(self._spans, i, "InvalidCSV", f"not a row of this file: {what}", raw=raw)
         row = text.to_pylist()[0]
         for column in self._schema:
             try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
+
+from raybatch.arrow_types import parse_type
 
 JSON_TEXT = "json"
 """The declared type of a column that holds any JSON value, read as its text."""
@@ -17,36 +19,9 @@ _MAX_DEPTH = 100  # of nesting in sampled values; Python's own limit would come 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
-def parse_type(text: str) -> pa.DataType:
-    """The Arrow type that `text` names: Arrow's name of a simple type, `json`, `list<T>`, `struct<a: T, …>`.
-
-    Raises `ValueError`.
-    """
-    name = text.strip()
-    if name == JSON_TEXT:
-        return pa.string()
-    if name.startswith("list<") and name.endswith(">"):
-        return pa.list_(parse_type(name[5:-1].removeprefix("item:")))
-    if name.startswith("struct<") and name.endswith(">"):
-        parts = [part.partition(":") for part in _split(name[7:-1])]
-        return pa.struct([(key.strip(), parse_type(value)) for key, _, value in parts])
-    try:
-        return pa.type_for_alias(name)
-    except ValueError as error:
-        raise ValueError(
-            f"'{text}' is no type; known are string, bool, int64, float64, timestamp[us], date32, binary and"
-            " Arrow's other simple types, list<T>, struct<a: T, b: T>, and json (any value, as its text)"
-        ) from error
-
-
-def _split(text: str) -> Iterator[str]:
-    depth, start = 0, 0
-    for i, char in enumerate(text):
-        depth += (char == "<") - (char == ">")
-        if char == "," and depth == 0:
-            yield text[start:i]
-            start = i + 1
-    yield text[start:]
+def declared_type(text: str) -> pa.DataType:
+    """The type that `text` declares for a column: `json`, or what `parse_type` knows. Raises `ValueError`."""
+    return pa.string() if text.strip() == JSON_TEXT else parse_type(text)
 
 
 class Seen:

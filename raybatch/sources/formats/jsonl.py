@@ -48,6 +48,8 @@ class JsonLines:
         heads = read_heads(files, max_row_bytes=self._options.max_row_bytes)
         sampled = [(head.file.path, [line for line in head.lines() if line.strip()]) for head in heads]
         lines = [line for _, some in sampled for line in some]
+        if not lines and len(heads) == len(files) and all(head.whole for head in heads):
+            return FormatPlan()  # nothing but blank lines
         seen = self._sample(sampled)
         found, notes = self._infer(seen)
         rare = ". If only rows that were not sampled have it, declare its type under source.schema"
@@ -118,15 +120,14 @@ def _check_readable(schema: pa.Schema) -> None:
             ) from error
 
 
-def _read(data: object, schema: pa.Schema, unexpected: str, block_bytes: int) -> pa.Table:
+def _read(data: memoryview | bytes, schema: pa.Schema, unexpected: str, block_bytes: int) -> pa.Table:
     from pyarrow import json as arrow_json
 
     # pyarrow's JSON reader takes dates and times from numbers only; its cast takes ISO strings.
     parsed = pa.schema([(f.name, pa.string() if _is_day_or_time(f.type) else f.type) for f in schema])
     options = arrow_json.ParseOptions(explicit_schema=parsed, unexpected_field_behavior=unexpected)
-    table = arrow_json.read_json(
-        pa.BufferReader(pa.py_buffer(data)), arrow_json.ReadOptions(block_size=block_bytes), options
-    )
+    blocks = arrow_json.ReadOptions(block_size=block_bytes, use_threads=len(data) > block_bytes)
+    table = arrow_json.read_json(pa.BufferReader(pa.py_buffer(data)), blocks, options)
     return table.select(schema.names).cast(schema)
 
 
@@ -204,7 +205,8 @@ class _Objects:
             # Written anew, a key that was given twice is there once.
             again = json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
-            why = f"not JSON: {error.msg} at character {error.pos} of the row, near {_near(error)}"
+            what = error.msg.removesuffix(" at")  # some of Python's messages end so
+            why = f"not JSON: {what} at character {error.pos} of the row, near {_near(error)}"
             return self._failure(i, "InvalidJSON", why, raw=raw)
         except UnicodeEncodeError:
             return self._failure(i, "InvalidJSON", "half of a surrogate pair without the other half", raw=raw)

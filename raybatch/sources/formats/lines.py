@@ -109,7 +109,10 @@ def read_lines(file: File, at: JSON, *, max_row_bytes: int, blanks: bool) -> Spa
     base = (
         max(start - 1, 0) if by_offset else start
     )  # a line feed before `start` means that a line starts there
-    data = _owned(file, base, stop, max_row_bytes=max_row_bytes) if by_offset else read_ordinals(file, at)
+    if by_offset:
+        data = _owned(file, base, stop, max_row_bytes=max_row_bytes)
+    else:
+        data = read_ordinals(file, at, max_row_bytes=max_row_bytes)
     mark = len(BOM) if base == 0 and bytes(data[:3]) == BOM else 0
     starts, ends = line_spans(data[mark:])
     starts, ends = starts + mark, ends + mark
@@ -144,17 +147,29 @@ def _owned(file: File, base: int, stop: int, *, max_row_bytes: int) -> memoryvie
     return memoryview(tail)
 
 
-def read_ordinals(file: File, at: JSON) -> memoryview:
-    """The decompressed bytes of a unit that `ordinal_units` made: all of the file, or `bytes` of it."""
-    compression = compression_of(file.path)
+def read_ordinals(file: File, at: JSON, *, max_row_bytes: int) -> memoryview:
+    """The decompressed bytes of a unit that `ordinal_units` made: all of the file, or `bytes` of it.
+
+    Of a unit that is one row over `max_row_bytes` (an open quote makes one of the rest of a file), the first
+    part is enough.
+    """
     if "bytes" not in at:
-        if compression is None:
-            return read_range(file.path, 0, file.size)
-        with open_stream(file.path, compression=compression) as stream:
-            return memoryview(stream.read_buffer())
+        return _decompressed_range(file, 0, None)
     start, stop = at["bytes"]
+    if at["rows"] == 1 and stop - start > max_row_bytes:
+        data = _decompressed_range(file, start, min(stop, start + max_row_bytes + _OVERREAD_BYTES))
+        if (
+            len(bytes(data).lstrip(b" \t\r\n")) > max_row_bytes
+        ):  # or else, what is large is blanks before the row
+            return data
+    return _decompressed_range(file, start, stop)
+
+
+def _decompressed_range(file: File, start: int, stop: int | None) -> memoryview:
+    """Up to the file's end if `stop` is None."""
+    compression = compression_of(file.path)
     if compression is None:
-        return read_range(file.path, start, stop)
+        return read_range(file.path, start, file.size if stop is None else stop)
     with open_stream(file.path, compression=compression) as stream:
         left = start
         while left:
@@ -162,7 +177,7 @@ def read_ordinals(file: File, at: JSON) -> memoryview:
             if not skipped:
                 raise pa.ArrowInvalid(f"the stream ends {left} bytes before byte {start}")
             left -= skipped
-        return memoryview(stream.read_buffer(stop - start))
+        return memoryview(stream.read_buffer(None if stop is None else stop - start))
 
 
 def byte_range_units(file: File, *, unit_bytes: int) -> list[UnitSpec]:

@@ -44,7 +44,7 @@ def ordinal_units(
     if size <= options.max_bytes and size <= options.max_rows * row_bytes:
         return [unit(file, {"row": 0}, rows=None, size=size)], []
     units = [
-        unit(file, {"row": row, "bytes": [start, stop]}, rows=rows, size=stop - start)
+        unit(file, {"row": row, "rows": rows, "bytes": [start, stop]}, rows=rows, size=stop - start)
         for row, rows, start, stop in _cut(file, scanner, options=options, header=header)
     ]
     if not compressed or len(units) <= _NOTED_PASSES:
@@ -161,6 +161,10 @@ class CsvScanner:
 
     def finish(self) -> bool:
         return self._length > 0
+
+    def in_quotes(self) -> bool:
+        """Whether a quote is open. After the last chunk that makes the row that is left no row."""
+        return self._state == "quoted"
 
     @staticmethod
     def _crlf(data: bytes, ends: Ids) -> Ids:

@@ -1,0 +1,219 @@
+"""What every source promises, asked of every source.
+
+To add a source, write a case (a class with the three methods of `Case`) and put it into `CASES`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+import pyarrow as pa
+import pytest
+import zstandard
+from pyarrow import parquet
+
+from raybatch.rows import ID_COLUMNS, ID_SCHEMA, UnitRows
+from raybatch.sources.base import Source, SourcePlan, UnitSpec
+from raybatch.sources.files import FilesConfig
+
+
+class Case(Protocol):
+    """Some input of its own, and the source that reads it, in units of at most 7 rows or so."""
+
+    def source(self) -> Source:
+        """A new instance, as each process has its own."""
+
+    def add(self, texts: list[str]) -> None:
+        """Put rows with these values of the column `text` into the input, after those that are there."""
+
+    def add_bad(self) -> bool:
+        """Add one row that becomes an error row; False where the input can hold none."""
+
+
+def _jsonl(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def _csv(texts: list[str]) -> bytes:
+    return ("text,n\n" + "".join(f'"{text}",{i}\n' for i, text in enumerate(texts))).encode()
+
+
+def _text(texts: list[str]) -> bytes:
+    return "".join(text + "\n" for text in texts).encode()
+
+
+def _parquet(texts: list[str]) -> bytes:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table({"text": texts}), sink, row_group_size=10)
+    return sink.getvalue().to_pybytes()
+
+
+def _gzipped(encode: Callable[[list[str]], bytes]) -> Callable[[list[str]], bytes]:
+    return lambda texts: gzip.compress(encode(texts))
+
+
+class Files:
+    """A folder that gets one more file at each call of `add`."""
+
+    def __init__(self, folder: str, suffix: str, encode: Callable[[list[str]], bytes], bad: bytes) -> None:
+        self._fs, self._folder = fsspec.core.url_to_fs(folder)
+        self._url, self._suffix, self._encode, self._bad = folder, suffix, encode, bad
+        self._files = 0
+        self._fs.makedirs(self._folder, exist_ok=True)
+
+    def source(self) -> Source:
+        return FilesConfig(type="files", path=self._url).build(max_rows=7, max_bytes=300)
+
+    def add(self, texts: list[str]) -> None:
+        self._write(self._encode(texts))
+
+    def add_bad(self) -> bool:
+        if self._bad:
+            self._write(self._bad)
+        return bool(self._bad)
+
+    def _write(self, data: bytes) -> None:
+        self._files += 1
+        self._fs.pipe(f"{self._folder}/{self._files:03}{self._suffix}", data)
+
+
+def _files(suffix: str, encode: Callable[[list[str]], bytes], bad: bytes = b"") -> Callable[[Path], Case]:
+    return lambda tmp_path: Files(str(tmp_path / "in"), suffix, encode, bad)
+
+
+def _memory(tmp_path: Path) -> Case:
+    return Files(f"memory://{tmp_path}", ".jsonl", _jsonl, b"nonsense\n")
+
+
+CASES: dict[str, Callable[[Path], Case]] = {
+    "files-jsonl": _files(".jsonl", _jsonl, b"nonsense\n"),
+    "files-jsonl-gz": _files(".jsonl.gz", _gzipped(_jsonl), gzip.compress(b"nonsense\n")),
+    "files-jsonl-zst": _files(".jsonl.zst", lambda texts: zstandard.compress(_jsonl(texts))),
+    "files-csv": _files(".csv", _csv, b"text,n\none field\n"),
+    "files-csv-gz": _files(".csv.gz", _gzipped(_csv)),
+    "files-text": _files(".txt", _text, b"\xff\n"),
+    "files-text-gz": _files(".txt.gz", _gzipped(_text), gzip.compress(b"\xff\n")),
+    "files-parquet": _files(".parquet", _parquet),
+    "files-memory-jsonl": _memory,
+}
+
+FIRST = [f"first {i}" for i in range(50)]
+SECOND = [f"second {i}" for i in range(20)]
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    """A case with the rows FIRST."""
+    made = CASES[request.param](tmp_path)
+    made.add(FIRST)
+    return made
+
+
+def read(source: Source, plan: SourcePlan) -> list[UnitRows]:
+    return [source.read(unit, key=f"unit {i}", schema=plan.schema) for i, unit in enumerate(plan.units)]
+
+
+def texts(units: list[UnitRows]) -> list[str]:
+    return [text for unit in units for text in unit.table["text"].to_pylist()]
+
+
+def ids(units: list[UnitRows]) -> list[tuple[Any, ...]]:
+    tables = [table.select(list(ID_COLUMNS)) for unit in units for table in (unit.table, unit.errors)]
+    return [tuple(row.values()) for table in tables for row in table.to_pylist()]
+
+
+def test_every_row_comes_once(case: Case) -> None:
+    source = case.source()
+    plan = source.plan(after=None)
+    assert len(plan.units) > 1
+    assert texts(read(source, plan)) == FIRST
+
+
+def test_row_ids_are_distinct_and_the_same_at_each_reading(case: Case) -> None:
+    source = case.source()
+    plan = source.plan(after=None)
+    found = ids(read(source, plan))
+    assert len(set(found)) == len(found) == len(FIRST)
+    assert ids(read(case.source(), plan)) == found
+
+
+def test_a_table_has_the_planned_schema_and_the_row_ids(case: Case) -> None:
+    source = case.source()
+    plan = source.plan(after=None)
+    for unit in read(source, plan):
+        assert unit.table.select(plan.schema.names).schema == plan.schema
+        assert unit.table.select(ID_SCHEMA.names).schema == ID_SCHEMA
+        assert unit.table.num_columns == len(plan.schema) + len(ID_SCHEMA)
+
+
+def test_a_unit_carries_the_name_it_is_given_and_counts_its_rows(case: Case) -> None:
+    source = case.source()
+    plan = source.plan(after=None)
+    for i, (spec, unit) in enumerate(zip(plan.units, read(source, plan), strict=True)):
+        assert unit.unit == f"unit {i}"
+        assert spec.rows in (None, unit.rows_in)
+
+
+def test_the_same_input_gives_the_same_plan(case: Case) -> None:
+    assert case.source().plan(after=None) == case.source().plan(after=None)
+
+
+def test_a_plan_survives_the_ledger_and_a_source_the_way_to_a_worker(case: Case) -> None:
+    plan = case.source().plan(after=None)
+    worker = pickle.loads(pickle.dumps(case.source()))
+    stored = [UnitSpec(range=json.loads(json.dumps(unit.range)), rows=unit.rows) for unit in plan.units]
+    schema = pa.ipc.read_schema(plan.schema.serialize())
+    found = [worker.read(unit, key="u", schema=schema) for unit in stored]
+    assert texts(found) == FIRST
+
+
+def test_units_can_be_read_in_any_order_and_again(case: Case) -> None:
+    source = case.source()
+    plan = source.plan(after=None)
+    once = read(source, plan)
+    backwards = [source.read(unit, key="u", schema=plan.schema) for unit in reversed(plan.units)]
+    assert texts(backwards[::-1]) == texts(once)
+
+
+def test_after_its_end_there_is_nothing_new(case: Case) -> None:
+    source = case.source()
+    end = json.loads(json.dumps(source.plan(after=None).end))
+    again = source.plan(after=end)
+    assert len(again.units) == 0
+    assert again.end == end
+
+
+def test_a_later_plan_has_what_came_since_and_nothing_else(case: Case) -> None:
+    source = case.source()
+    first = source.plan(after=None)
+    before = ids(read(source, first))
+    case.add(SECOND)
+    second = case.source().plan(after=first.end)
+    found = read(source, second)
+    assert texts(found) == SECOND
+    assert not set(ids(found)) & set(before)
+    assert len(case.source().plan(after=second.end).units) == 0
+
+
+def test_what_comes_after_a_plan_does_not_change_it(case: Case) -> None:
+    source = case.source()
+    plan = source.plan(after=None)
+    case.add(SECOND)
+    assert texts(read(source, plan)) == FIRST
+
+
+def test_a_bad_row_is_an_error_row_with_an_id_of_its_own(case: Case) -> None:
+    bad = case.add_bad()
+    source = case.source()
+    found = read(source, source.plan(after=None))
+    assert texts(found) == FIRST
+    errors = [error for unit in found for error in unit.errors.to_pylist()]
+    assert len(errors) == int(bad)
+    assert all(error["stage"] == "source" and error["type"] and error["message"] for error in errors)
+    assert sum(unit.rows_in for unit in found) == len(FIRST) + bad == len(set(ids(found)))
