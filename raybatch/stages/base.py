@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -157,8 +158,23 @@ def _error_rows(table: pa.Table, failures: Sequence[RowFailure], name: str) -> p
     for failure, row in zip(failures, found, strict=True):
         ids = {c: row.pop(c) for c in ID_COLUMNS}
         why = {"stage": name, "type": failure.type, "message": failure.message, "attempts": failure.attempts}
-        out.append(ids | why | {"row": json.dumps(row, default=_to_json), "raw": None})
+        out.append(ids | why | {"row": _row_text(row), "raw": None})
     return pa.Table.from_pylist(out, schema=ERROR_SCHEMA)
+
+
+def _row_text(row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row, default=_to_json, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity; readers refuse what Python writes for them
+        return json.dumps(_finite(row), default=_to_json)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _to_json(value: object) -> object:

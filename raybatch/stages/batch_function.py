@@ -65,7 +65,9 @@ class BatchFunctionStage:
         if isinstance(found, Raised):
             raise found.as_row_error()
         if not isinstance(found, pa.Table):
-            raise self._broken(f"it returned a {type(found).__name__}; a pyarrow.Table is needed")
+            raise self._broken(
+                f"it returned a value of type {type(found).__name__}; a pyarrow.Table is needed"
+            )
         parents = self._parents(found, batch)
         table = found.drop_columns([INDEX]) if INDEX in found.column_names else found
         why = self._output.undeclared(table.column_names)

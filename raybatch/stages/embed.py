@@ -143,7 +143,7 @@ class EmbedConfig(EngineOptions):
     truncate_dim: PositiveInt | None = None
     """Keep this many of the first dimensions, before normalising; for models that are trained for it."""
     output: str = Field(min_length=1)
-    """Column for the vector; one that exists is replaced."""
+    """Column for the vector; it must not exist yet."""
     output_dtype: Literal["float32", "float16"] = "float32"
     """What a vector's numbers are stored as."""
 

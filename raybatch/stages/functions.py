@@ -49,7 +49,7 @@ def load(name: str, *, base_dir: str, init: Mapping[str, Any]) -> Callable[..., 
                 raise StageError(f"function '{name}' is no class, so `init` has no use")
             return _callable(found, name)
         try:
-            return _callable(found(**init), name)
+            return _callable(found(**init), name, "; give the class a __call__")
         except StageError:
             raise
         except Exception as error:
@@ -119,21 +119,17 @@ def _attribute(module: types.ModuleType, attribute: str, name: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n, None))]
-            known = f" (it has {', '.join(names[:20])})" if names else ""
+            known = f"; it has {', '.join(names[:20])}" if names else ""
             where = getattr(module, "__file__", None) or module.__name__
             raise StageError(f"function '{name}': {where} has no '{part}'{did_you_mean(part, names)}{known}")
         found = getattr(found, part)
     return found
 
 
-def _callable(found: Any, name: str) -> Callable[..., Any]:
+def _callable(found: Any, name: str, advice: str = "") -> Callable[..., Any]:
     if callable(found):
         return found  # type: ignore[no-any-return]
-    if inspect.isclass(type(found)) and not isinstance(
-        found, (int, str, float, dict, list, types.ModuleType)
-    ):
-        raise StageError(f"function '{name}': its instances cannot be called; give the class a __call__")
-    raise StageError(f"function '{name}' is a {type(found).__name__}, which cannot be called")
+    raise StageError(f"function '{name}' is of type {type(found).__name__}, which cannot be called{advice}")
 
 
 def _path(module_name: str, base_dir: str) -> str | None:

@@ -13,7 +13,6 @@ Requests that it sends to its engine, one mapping per row:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -34,6 +33,7 @@ from raybatch.engines.base import EngineClient, EngineSpec, Reply
 from raybatch.errors import StageError
 from raybatch.nearest import did_you_mean
 from raybatch.rows import ID_COLUMNS, RowFailure
+from raybatch.stages import vllm_arguments
 from raybatch.stages.base import StageContext, StageResult
 from raybatch.stages.completions import OutputColumn
 from raybatch.stages.engine_options import EngineOptions
@@ -46,44 +46,6 @@ from raybatch.stages.templates import PromptTemplate
 # A template that loops for ever does so with every row: stop there instead of a second per row of the input.
 _TIMEOUTS_BEFORE_GIVING_UP = 30
 _LORAS_IN_ONE_BATCH = 8  # each slot takes GPU memory for good; vLLM's own default is 1
-
-# vLLM engine arguments that have a field of their own here, and where.
-_ELSEWHERE: Mapping[str, str] = {
-    "model": "the stage's field `model`",
-    "trust_remote_code": "the stage's field `trust_remote_code`",
-    "hf_token": "env: {HF_TOKEN: '${env:HF_TOKEN}'}, since a secret is never written down",
-}
-# vLLM engine arguments that decide how fast and where, not what: a run may be resumed with others.
-_NOT_IN_FINGERPRINT = frozenset(
-    {
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "data_parallel_size",
-        "distributed_executor_backend",
-        "gpu_memory_utilization",
-        "kv_cache_memory_bytes",
-        "num_gpu_blocks_override",
-        "swap_space",
-        "cpu_offload_gb",
-        "block_size",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "max_num_partial_prefills",
-        "enable_prefix_caching",
-        "enable_chunked_prefill",
-        "enforce_eager",
-        "compilation_config",
-        "async_scheduling",
-        "max_loras",
-        "max_cpu_loras",
-        "max_parallel_loading_workers",
-        "download_dir",
-        "disable_log_stats",
-        "enable_log_requests",
-        "disable_custom_all_reduce",
-        "load_format",
-    }
-)
 
 
 def _compiles(source: str) -> str:
@@ -148,7 +110,7 @@ class GenerateConfig(EngineOptions):
     lora_column: str | None = None
     """Column with the name of each row's adapter among `loras`; null for the plain model."""
     output: str = Field(min_length=1)
-    """Column for the result; one that exists is replaced."""
+    """Column for the result; it must not exist yet."""
     max_prompt_bytes: PositiveInt = 1 << 20
     """Size of a rendered prompt at most; a row above it becomes an error row."""
     template_timeout_s: PositiveFloat = 1.0
@@ -157,17 +119,7 @@ class GenerateConfig(EngineOptions):
     @field_validator("engine")
     @classmethod
     def _engine_arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in _ELSEWHERE.keys() & value.keys():
-            raise ValueError(f"'{name}' does not belong here: use {_ELSEWHERE[name]}")
-        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-            size = value.get(name, 1)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{name} is a positive number, got {size!r}")
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"engine arguments are plain JSON values: {error}") from None
-        return value
+        return vllm_arguments.checked(value)
 
     @field_validator("structured")
     @classmethod
@@ -209,11 +161,10 @@ class GenerateConfig(EngineOptions):
         return sorted(set(columns))
 
     def writes(self, available: list[str] | None) -> list[str] | None:
-        return None if available is None else [c for c in available if c != self.output] + [self.output]
+        return None if available is None else [*available, self.output]
 
     def engines(self) -> list[EngineSpec]:
-        sizes = [self.engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline")]
-        options = self.spec_options(gpus=sizes[0] * sizes[1], max_in_flight=0)
+        options = self.spec_options(gpus=vllm_arguments.gpus(self.engine))
         return [EngineSpec(kind="vllm", model=self.model, args=self._engine_args(), **options)]
 
     def build(self, context: StageContext) -> GenerateStage:
@@ -241,7 +192,7 @@ class GenerateConfig(EngineOptions):
             "output": self.output,
             "model": self.model,
             "files": [model_identity(model) for model in (self.model, *adapters)],
-            "engine": {k: v for k, v in self.engine.items() if k not in _NOT_IN_FINGERPRINT},
+            "engine": vllm_arguments.deciding(self.engine),
             "max_prompt_bytes": self.max_prompt_bytes,
         }
 
@@ -284,12 +235,12 @@ class GenerateStage:
         )
 
     def process(self, rows: pa.Table) -> StageResult:
+        if self._config.output in rows.column_names:
+            raise self._broken(f"writes '{self._config.output}', which is there already; choose another name")
         asked, requests, failures = self._requests(rows)
         replies = self._engine.call(requests) if requests else []
         if len(replies) != len(requests):
-            raise StageError(
-                f"stage '{self._config.name}': {len(replies)} replies to {len(requests)} requests"
-            )
+            raise self._broken(f"got {len(replies)} replies to {len(requests)} requests")
         kept: list[int] = []
         values: list[dict[str, Any]] = []
         for index, reply in zip(asked, replies, strict=True):
@@ -302,7 +253,7 @@ class GenerateStage:
                 )
         table = rows if len(kept) == len(rows) else rows.take(pa.array(kept, pa.int64()))
         return StageResult(
-            table=_with_column(table, self._config.output, pa.array(values, self._output.type)),
+            table=table.append_column(self._config.output, pa.array(values, self._output.type)),
             parents=np.array(kept, dtype=np.int64),
             failures=failures,
             stats=_sums(replies),
@@ -329,10 +280,10 @@ class GenerateStage:
         return asked, requests, failures
 
     def _never_renders(self, timeouts: int) -> StageError:
-        return StageError(
-            f"stage '{self._config.name}': the template took more than {self._config.template_timeout_s:g} s"
-            f" (template_timeout_s) with each of {timeouts} rows, and was done with none; look for a loop"
-            " that does not end, or raise template_timeout_s"
+        return self._broken(
+            f"its template took more than {self._config.template_timeout_s:g} s (template_timeout_s) with"
+            f" each of {timeouts} rows, and was done with none; look for a loop that does not end, or raise"
+            " template_timeout_s"
         )
 
     def _rows(self, rows: pa.Table) -> Iterator[dict[str, Any]]:
@@ -341,7 +292,7 @@ class GenerateStage:
         for column in (self._config.sampling_column, self._config.lora_column):
             if column is not None and column not in rows.column_names:
                 near = did_you_mean(column, rows.column_names)
-                raise StageError(f"stage '{self._config.name}' reads '{column}', which is no column{near}")
+                raise self._broken(f"reads '{column}', which is no column{near}")
         columns = rows.column_names if self._columns is None else self._columns
         # A template may ask whether a column is defined, so one that is not there is not an error here
         present = [c for c in columns if c in rows.column_names]
@@ -386,15 +337,13 @@ class GenerateStage:
             raise RowError("UnknownLoRA", f"'{name}' is none of the stage's loras ({known}){near}")
         return self._loras[name]
 
+    def _broken(self, what: str) -> StageError:
+        return StageError(f"stage '{self._config.name}': {what}")
+
     def _value(self, reply: Reply) -> dict[str, Any]:
         if reply.failure is not None:
             raise RowError(reply.failure, reply.message)
         return self._output.read(reply.value)
-
-
-def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
-    kept = table.drop_columns([name]) if name in table.column_names else table
-    return kept.append_column(name, values)
 
 
 def _sums(replies: Sequence[Reply]) -> dict[str, float]:

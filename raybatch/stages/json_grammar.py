@@ -135,7 +135,10 @@ def _below(schema: JSON, path: str, root: JSON) -> Iterator[Obstacle]:
     yield from _scalars(schema, where)
     yield from _objects(schema, where)
     for key, child in children(schema):
-        yield from _below(child, f"{path}/{key}", root)
+        # Names are strings, so nobody says it
+        implied = {"type": "string"} if key == "propertyNames" else {}
+        full = child if isinstance(child, bool) else {**implied, **child}
+        yield from _below(full, f"{path}/{key}", root)
 
 
 def _hopeless(path: str, what: str, advice: str, *, xgrammar: Verdict = "refuses") -> Obstacle:

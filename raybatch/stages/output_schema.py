@@ -43,7 +43,10 @@ class OutputSchema:
         schema.
         """
         hints = {f.name: f.type for f in given}
-        names = list(dict.fromkeys(k for r in rows for k in r)) if self.columns is None else self.columns
+        # Distinct sets of keys first: most rows have the same
+        names = self.columns or list(
+            dict.fromkeys(k for keys in dict.fromkeys(map(tuple, rows)) for k in keys)
+        )
         bad: dict[int, str] = {}
         arrays = {}
         for name in names:

@@ -16,6 +16,8 @@ from raybatch.stages.user_function import Raised, UserFunction
 
 Row = Mapping[str, Any]
 
+_REMEMBERED = 1_000
+
 
 class RowFunctionStage:
     """Contract: `raybatch.stages.base.Stage`."""
@@ -24,6 +26,7 @@ class RowFunctionStage:
         self._name = name
         self._function = function
         self._output = output
+        self._good: set[tuple[str, ...]] = set()  # keys of rows that were checked: most rows have the same
 
     def process(self, rows: pa.Table) -> StageResult:
         made: list[tuple[int, Row]] = []  # of which input row, and what it became
@@ -70,10 +73,17 @@ class RowFunctionStage:
             row.close()
             return "it returned a coroutine: a function that calls async code is defined with `async def`"
         if not isinstance(row, Mapping):
-            return f"it returned a {type(row).__name__}; possible are a dict, None, and a list of dicts"
-        if not row:
+            kind = type(row).__name__
+            return f"it returned a value of type {kind}; possible are a dict, None, and a list of dicts"
+        keys = tuple(row)
+        if keys in self._good:
+            return None
+        if not keys:
             return "it returned an empty dict; return None to drop the row"
-        other = [key for key in row if not isinstance(key, str)]
+        other = [key for key in keys if not isinstance(key, str)]
         if other:
             return f"it returned a dict with the key {other[0]!r}; keys are column names"
-        return self._output.undeclared(list(row))
+        why = self._output.undeclared(keys)
+        if why is None and len(self._good) < _REMEMBERED:
+            self._good.add(keys)
+        return why
