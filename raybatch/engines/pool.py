@@ -29,8 +29,8 @@ POLL_S = 1.0
 # A holder sends its slice at once and releases at once: one that did neither for so long is dead.
 LEASE_GRACE_S = 20.0
 LOAD_ATTEMPTS = 3
-# A row that kills engines costs 3 + log2(slice_rows) = 9 deaths at 64 rows; twice that, without one reply in
-# between, is an engine that dies of everything.
+# A row that kills engines costs 3 + log2(slice_rows) = 13 deaths at 1,024 rows (embeddings); more, without one
+# reply in between, is an engine that dies of everything.
 DEATHS_WITHOUT_REPLY = 18
 
 

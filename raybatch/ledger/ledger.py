@@ -148,21 +148,25 @@ class Ledger:
         return self.store.read(key)
 
     def _check_owner(self) -> None:
-        for entry in self.store.list(keys.PLANS):
-            epoch = keys.epoch_of(entry.key)
+        # Plans last: a run that starts beside this one makes its plan before anything else
+        record = self._first(keys.COMMITS) or self._first(keys.UNITS)
+        file = self._first(keys.DATA) or self._first(keys.ERRORS)
+        plan = self._first(keys.PLANS)
+        if plan is not None:
+            epoch = keys.epoch_of(plan)
             if epoch is None:
-                raise LedgerError(f"{self._at(entry.key)} is no plan: remove it")
+                raise LedgerError(f"{self._at(plan)} is no plan: remove it")
             self.plan(epoch)  # raises if it is another pipeline's
-            return
-        for prefix in (keys.COMMITS, keys.UNITS):
-            for entry in self.store.list(prefix):
-                raise LedgerError(f"{self._at(entry.key)} exists, but no plan does: restore the plans")
-        for prefix in (keys.DATA, keys.ERRORS):
-            for entry in self.store.list(prefix):
-                raise SinkError(
-                    f"sink.path {self.store.url} holds {entry.key}, which no run of raybatch has written:"
-                    " choose another sink.path, or move that folder's files away"
-                )
+        elif record is not None:
+            raise LedgerError(f"{self._at(record)} exists, but no plan does: restore the plans")
+        elif file is not None:
+            raise SinkError(
+                f"sink.path {self.store.url} holds {file}, which no run of raybatch has written: choose"
+                " another sink.path, or move that folder's files away"
+            )
+
+    def _first(self, prefix: str) -> str | None:
+        return next((entry.key for entry in self.store.list(prefix)), None)
 
     def _check_complete(self, plan: Plan, commit: Commit) -> None:
         where = f"the commit of epoch {plan.epoch}"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from raybatch.errors import RaybatchError
 
 logger = logging.getLogger(__name__)
 
@@ -22,24 +26,50 @@ class Cluster:
 
 @contextmanager
 def connect() -> Iterator[Cluster]:
-    """Connect this process to Ray, or use the connection that it has; undo what was done here at the end."""
+    """Connect this process to Ray, or use the connection that it has; undo what was done here at the end.
+
+    Raises `RaybatchError` when the cluster cannot be reached, or a local one not be started.
+    """
     import ray
 
     if ray.is_initialized():
         yield _look(local=False)
         return
     address = os.environ.get("RAY_ADDRESS")
-    # "local": without it, Ray joins whatever cluster happens to run on this machine
-    ray.init(
-        address=address or "local",
-        include_dashboard=None if address else False,
-        logging_level=logging.WARNING,
-        log_to_driver=True,
-    )
     try:
+        _init(address)
         yield _look(local=not address)
     finally:
         ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    import ray
+
+    main = threading.current_thread() is threading.main_thread()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        # "local": without it, Ray joins whatever cluster happens to run on this machine
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            logging_level=logging.WARNING,
+            log_to_driver=True,
+        )
+    except Exception as error:  # of any type, a plain Exception among them
+        raise RaybatchError(f"{_cannot(address)}: {error}") from error
+    finally:
+        if main and on_sigterm is not None:
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes it over, and answers with SystemExit
+
+
+def _cannot(address: str | None) -> str:
+    if not address:
+        return "no local Ray could be started (on a very busy machine, try again)"
+    return (
+        f"the Ray cluster at RAY_ADDRESS={address} cannot be used (is it up, and is this its address and, in"
+        " RAY_AUTH_TOKEN or ~/.ray/auth_token, its token? Without RAY_ADDRESS the run has a Ray of its own)"
+    )
 
 
 def _look(*, local: bool) -> Cluster:

@@ -62,6 +62,7 @@ def _resume(plan: Plan, ledger: Ledger, watch: Watch) -> list[int]:
     published = ledger.published(plan)
     for unit in sorted(published):
         watch.add(plan, ledger.record(plan, unit), resumed=True)
+    watch.enter("starting")
     if published:
         watch.note(f"epoch {plan.epoch}: {len(published)} of {len(plan.units)} units are published already")
     return [unit for unit in range(len(plan.units)) if unit not in published]

@@ -41,7 +41,7 @@ class Watch:
         self._tell()
 
     def begin(self, plan: Plan) -> None:
-        """The epoch is known."""
+        """The epoch is known; its published units are to be added, then the phase entered."""
         rows = [unit.rows for unit in plan.units]
         known = sum(r for r in rows if r is not None)
         self._epoch = plan.epoch
@@ -50,7 +50,6 @@ class Watch:
             expected_rows=None if None in rows else known,
             expected_bytes=sum(unit.bytes for unit in plan.units),
         )
-        self.enter("starting")
 
     def add(self, plan: Plan, record: UnitRecord, *, resumed: bool = False) -> None:
         """A unit is published."""
