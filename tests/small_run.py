@@ -13,7 +13,7 @@ import signal
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -29,8 +29,9 @@ from raybatch.store.base import Store
 
 PIPELINE = "small"
 ROWS = 6
-# Of five units (of about 2.5 kB each) the third is large: it is linked, the others are merged two by two.
-LAYOUT = Layout(target_bytes=6_500, small_bytes=5_000)
+# Of five units (of some 8 kB each) the third is large: it is linked, the others are merged two by two. Error
+# rows are small: one file.
+LAYOUT = Layout(target_bytes=20_000, small_bytes=16_000)
 LARGE_UNIT = 2
 INPUT_SCHEMA = pa.schema([("text", pa.string())])
 
@@ -58,10 +59,9 @@ def make_plan(
     )
 
 
-def ok_table(ids: Iterable[Id], text: list[Any], kind: pa.DataType | None = None) -> pa.Table:
+def ok_table(ids: Sequence[Id], text: list[Any], kind: pa.DataType | None = None) -> pa.Table:
     """A stage's output as `raybatch.stages.base.apply` leaves it: the ids come last."""
-    columns = zip(*ids, strict=True)
-    held = [pa.array(list(c), f.type) for c, f in zip(columns, ID_FIELDS, strict=True)]
+    held = [pa.array([row_id[n] for row_id in ids], f.type) for n, f in enumerate(ID_FIELDS)]
     return pa.table([pa.array(text, kind), *held], names=["text", *(f.name for f in ID_FIELDS)])
 
 
@@ -72,7 +72,7 @@ def unit_rows(plan: Plan, unit: int, attempt: str) -> UnitRows:
     for row in numbers:
         ok += [(source, row, "0"), (source, row, "1")] if row % 6 == 0 else []
         ok += [(source, row, None)] if row % 6 in (1, 2, 3) else []
-    padding = os.urandom(4_000).hex() if unit == LARGE_UNIT else ""
+    padding = os.urandom(24_000 if unit == LARGE_UNIT else 6_000).hex()
     failed = [
         {"_source": source, "_row": r, "type": "TooLong", "message": attempt} for r in numbers if r % 6 == 4
     ]
@@ -198,15 +198,28 @@ def in_child(action: Callable[[], object], *, failpoint: str = "", user: int | N
         os._exit(1)
 
 
-def outcome_of(pid: int, *, deadline_s: float = 60) -> int:
-    """The exit status of a child, or minus the signal that ended it."""
+def wait_until(condition: Callable[[], bool], *, deadline_s: float = 60) -> None:
+    """Returns when `condition` holds; `TimeoutError` if it does not in time."""
     end = time.monotonic() + deadline_s
-    while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
+    while not condition():
         if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise TimeoutError(f"process {pid} was still at work after {deadline_s} s")
+            raise TimeoutError(f"waited for {deadline_s} s")
         time.sleep(0.001)
+
+
+def outcome_of(pid: int) -> int:
+    """The exit status of a child, or minus the signal that ended it."""
+    statuses: list[int] = []
+
+    def ended() -> bool:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        statuses.append(status)
+        return found == pid
+
+    try:
+        wait_until(ended)
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return os.waitstatus_to_exitcode(statuses[-1])

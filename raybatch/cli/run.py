@@ -110,12 +110,19 @@ def _outcome(pipeline: Pipeline, seen: View, *, allow_drift: bool) -> RunReport 
         logger.error("the run failed", exc_info=error)
         return error
     except KeyboardInterrupt:
-        logger.error("interrupted", exc_info=True)
-        return InterruptedRunError("interrupted; run it again to resume")
+        return _interrupted()
     # A library that calls sys.exit must not end the process without a word
     except (Exception, SystemExit) as error:
+        # ray.init takes SIGTERM over, and answers it with this
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            return _interrupted()
         logger.exception("the run failed")
         return error
+
+
+def _interrupted() -> InterruptedRunError:
+    logger.exception("interrupted")
+    return InterruptedRunError("interrupted; run it again to resume")
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def _times(report: RunReport, meter: Meter) -> Iterator[Text]:
         f"{report.seconds[name]:,.1f} {words}" for name, words in WALL.items() if report.seconds.get(name)
     ]
     yield _labelled("seconds", ", ".join(wall))
-    stages = [f"{name} {value:,.1f} s" for name, value in report.seconds.items() if name not in WALL]
+    stages = [f"{n.removeprefix('stage.')} {s:,.1f} s" for n, s in report.seconds.items() if n not in WALL]
     if stages:
         yield _labelled("stages", ", ".join(stages) + " (summed over units)")
     if speeds := ", ".join(_speeds(report, meter)):

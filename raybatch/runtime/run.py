@@ -77,7 +77,7 @@ def _commit(pipeline: Pipeline, plan: Plan, ledger: Ledger, watch: Watch) -> Com
     files = pipeline.sink.build().finalise(plan, records, ledger=ledger)
     drift = differences(plan.fingerprint, planning.fingerprint(pipeline))
     commit = ledger.commit(plan, Commit.of(plan, records, files, run_id=watch.run_id, drift=drift))
-    watch.tally.stats["seconds.finalise"] += time.monotonic() - started
+    watch.finalise_s = time.monotonic() - started
     return commit
 
 

@@ -22,6 +22,7 @@ class Watch:
     def __init__(self, pipeline: Pipeline, *, run_id: str, reporter: Reporter) -> None:
         self.run_id = run_id
         self.tally = Tally(planned=0, expected_rows=None, expected_bytes=0)
+        self.finalise_s: float | None = None
         self._pipeline = pipeline
         self._reporter = reporter
         self._phase = "planning"
@@ -87,7 +88,9 @@ class Watch:
 
     def _look(self, engines: Callable[[], Sequence[PoolStatus]]) -> None:
         self._engines = engines() or self._engines
-        if self._phase == "starting" and any(r.state == "ready" for e in self._engines for r in e.replicas):
+        if self._phase == "starting" and (
+            not self._engines or any(r.state == "ready" for e in self._engines for r in e.replicas)
+        ):
             self._phase = "running"
         self._tell()
 
@@ -121,8 +124,11 @@ class Watch:
         seconds = {"total": time.monotonic() - self._started, "model_load": max(loads, default=0.0)}
         if self.tally.first_published_s is not None:
             seconds["first_published"] = self.tally.first_published_s
-        prefix = "seconds."
-        stages = {k.removeprefix(prefix): v for k, v in self.tally.stats.items() if k.startswith(prefix)}
+        if self.finalise_s is not None:
+            seconds["finalise"] = self.finalise_s
+        for name, value in self.tally.stats.items():
+            if name.startswith("seconds."):  # of a stage, summed over units
+                seconds["stage." + name.removeprefix("seconds.")] = value
         return RunReport(
             run_id=self.run_id,
             pipeline=self._pipeline.name,
@@ -132,7 +138,7 @@ class Watch:
             rows=self._rows(),
             errors=dict(self.tally.errors),
             tokens=self.tally.tokens(),
-            seconds=seconds | stages,
+            seconds=seconds,
             engines=[_engine(e) for e in self._engines],
             output=self._pipeline.sink.path,
             notes=self._notes,

@@ -108,7 +108,7 @@ class Command:
             "RAYBATCH_LOG_DIR": str(self.logs),
             "TERM": "xterm-256color",
         }
-        for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED"):
             self.env.pop(name, None)
 
     def line(self, body: str, *args: str) -> list[str]:
@@ -273,6 +273,16 @@ def test_a_signal_is_an_interruption(command: Command, number: signal.Signals) -
     assert process.returncode == json.loads(out)["error"]["exit_code"] == 130
     assert "interrupted" in err
     assert "run it again to resume: 2 of 4 units are published\n" in err
+
+
+def test_a_library_that_took_sigterm_over_does_not_make_it_a_failure(command: Command) -> None:
+    done = command("""
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))
+    signal.raise_signal(signal.SIGTERM)
+    """)
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
 
 
 def test_a_wrong_pipeline_file_starts_nothing_and_leaves_no_log(command: Command) -> None:

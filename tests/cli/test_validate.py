@@ -85,11 +85,11 @@ def test_findings_go_to_stderr_and_exit_with_2(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.usefixtures("folder")
 def test_findings_are_in_the_json_too(capsys: pytest.CaptureFixture[str]) -> None:
-    text = PIPELINE.replace("output: vector", "outptu: vector").replace("temperature: 0", "temprature: 0")
+    text = PIPELINE.replace("columns:", "colums:").replace("temperature: 0", "temprature: 0")
     code, out, _ = said(capsys, text, "--json")
     document = json.loads(out)
     assert (code, document["valid"], document["error"]["exit_code"]) == (2, False, 2)
-    assert [finding.split(":")[1] for finding in document["findings"]] == ["14", "22"]
+    assert [finding.split(":")[1] for finding in document["findings"]] == ["5", "14"]
 
 
 @pytest.mark.usefixtures("folder")
