@@ -23,6 +23,7 @@ PACKAGE = Path(raybatch.__file__).parent
 # From top to bottom: a package imports its own layer and those below, never one above.
 LAYERS = (
     {"cli"},
+    {"api", "testing"},
     {"runtime"},
     {"spec", "ledger", "sources", "stages", "sinks"},
     {"engines", "store"},
@@ -44,7 +45,22 @@ OWNERS = {
 # Seconds to import and hundreds of megabytes each: loaded by the function that needs them.
 HEAVY = ("ray", "torch", "vllm", "sentence_transformers", "transformers", "pandas")
 
-PUBLIC_NAMES = {"__version__"}
+PUBLIC_NAMES = {
+    "AuditReport",
+    "Commit",
+    "Pipeline",
+    "RaybatchError",
+    "Reporter",
+    "RunReport",
+    "Snapshot",
+    "__version__",
+    "audit",
+    "committed_files",
+    "load_pipeline",
+    "pipeline_schema",
+    "read_commits",
+    "run",
+}
 
 
 def _modules() -> list[Path]:

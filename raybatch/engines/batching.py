@@ -19,19 +19,12 @@ def longest_first(lengths: Lengths) -> Lengths:
     return np.argsort(-lengths, kind="stable")
 
 
-def pack(
-    lengths: Lengths,
-    *,
-    max_tokens: int,
-    max_rows: int | None = None,
-    max_padding: float = 1.0,
-    min_tokens: int = 0,
-) -> list[range]:
+def pack(lengths: Lengths, *, max_tokens: int, max_padding: float = 1.0, min_tokens: int = 0) -> list[range]:
     """Cut rows, given by their `lengths` in descending order, into batches of neighbours.
 
-    A batch holds at most `max_rows` rows and `max_tokens` tokens, padding included; a row longer than that
-    has a batch of its own. Beyond `min_tokens`, a batch ends before its share of padding would exceed
-    `max_padding` (0.02: 2 % of its tokens). Every row is in exactly one range, in order.
+    A batch holds at most `max_tokens` tokens, padding included; a row longer than that has a batch of its own.
+    Beyond `min_tokens`, a batch ends before its share of padding would exceed `max_padding` (0.02: 2 % of its
+    tokens). Every row is in exactly one range, in order.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
@@ -40,7 +33,7 @@ def pack(
     start = 0
     while start < len(lengths):
         longest = max(int(lengths[start]), 1)
-        room = min(max(max_tokens // longest, 1), max_rows or len(lengths), len(lengths) - start)
+        room = min(max(max_tokens // longest, 1), len(lengths) - start)
         rows = np.arange(1, room + 1)
         padded = longest * rows
         padding = padded - (ends[start + 1 : start + room + 1] - ends[start])

@@ -21,13 +21,14 @@ from raybatch.engines.vectors import Counts, Matrix
 # bfloat16), and slower beyond, when activations leave its cache; a GPU wants many more.
 CPU_BATCH_TOKENS = 2_048
 CUDA_BATCH_TOKENS = 65_536
-# A batch ends where padding would exceed 2 % of it, unless it is so small that starting another costs more:
-# a forward pass on a CPU costs 40 to 150 tokens before its first.
+# A batch ends where padding would exceed 2 % of it, unless it is still so small that to start another costs
+# more. To start one costs a CPU what 40 (float32) to 150 (bfloat16) tokens of MiniLM cost, and a GPU, where
+# hundreds of kernels must be launched, what thousands cost.
 MAX_PADDING = 0.02
-MIN_BATCH_SHARE = 1 / 8
-# Tokenised together. Several per window, so that one is computed while the next is tokenised.
-CHUNK_ROWS = 1_024
-# Bounds a chunk's padded characters: 4 Mi tokens of int64 in three tensors are 100 MB in the worst case.
+CPU_SMALL_BATCH = 512
+CUDA_SMALL_BATCH = 4_096
+# Texts are tokenised and sorted together up to this many characters, padding included, which bounds memory:
+# 4 Mi tokens of int64 in three tensors are 100 MB in the worst case.
 CHUNK_CHARACTERS = 4 * 1024**2
 # Words of natural language give 3 to 6 characters per token.
 CHARACTERS_PER_TOKEN = 4
@@ -61,6 +62,7 @@ class Embedder:
         cpu = str(model.device) == "cpu"
         self._model = model
         self.max_batch_tokens = max_batch_tokens or (CPU_BATCH_TOKENS if cpu else CUDA_BATCH_TOKENS)
+        self._small_batch = min(CPU_SMALL_BATCH if cpu else CUDA_SMALL_BATCH, self.max_batch_tokens)
         self.batches = 0  # that were computed: only grows, so it tells a slow device from a hung one
         self._side = _padded_side(model)
         # None, infinity and 10^30 all say that there is no limit
@@ -98,7 +100,7 @@ class Embedder:
         capped = np.minimum(lengths, CHARACTERS_PER_TOKEN * self._max_tokens)
         order = longest_first(capped)
         characters = CHUNK_CHARACTERS if self._side else CHARACTERS_PER_TOKEN * self.max_batch_tokens
-        for part in pack(capped[order], max_tokens=characters, max_rows=CHUNK_ROWS):
+        for part in pack(capped[order], max_tokens=characters):
             yield order[part.start : part.stop]
 
     def _tokenise(self, texts: list[str], rows: Lengths, prompt: str | None) -> _Chunk:
@@ -118,7 +120,7 @@ class Embedder:
             lengths,
             max_tokens=self.max_batch_tokens,
             max_padding=MAX_PADDING,
-            min_tokens=int(self.max_batch_tokens * MIN_BATCH_SHARE),
+            min_tokens=self._small_batch,
         )
         padded = np.concatenate([np.full(len(b), lengths[b.start]) for b in batches])
         in_order = {name: v[order] if _is_tensor(v) else v for name, v in features.items()}

@@ -29,12 +29,16 @@ from raybatch.engines.embedder import Embedder
 from raybatch.engines.vectors import VectorReplies
 from raybatch.errors import EngineLoadError
 
-# What may be sorted together. Several windows per `max_in_flight`: two at work, so that batches of one follow
-# those of the other without a gap, and one that waits, ready.
-CPU_WINDOW_ROWS = 2_048
-CUDA_WINDOW_ROWS = 8_192
+# What may be sorted together at most: the larger, the less padding. Several windows per `max_in_flight`: two
+# at work, so that the batches of one follow those of the other without a gap, and one that waits, ready.
+CPU_WINDOW_ROWS = 4_096
+CUDA_WINDOW_ROWS = 16_384
 WINDOWS_AT_WORK = 2
 WINDOWS_IN_FLIGHT = 3
+# A window is answered as a whole, so with slow models it is made smaller: what is lost when the process dies
+# is then some seconds of work, and not many minutes.
+WINDOW_S = 20.0
+SMALLEST_WINDOW_ROWS = 256
 # Batches at a time on a CPU. Python's part of a forward pass holds the interpreter's lock; with more batches
 # at a time than this, they would queue for it.
 MAX_CPU_WORKERS = 8
@@ -46,8 +50,9 @@ async def load(spec: EngineSpec) -> SentenceTransformersEngine:
     """Load the model that `spec` names, on a GPU if `spec.num_gpus` is positive, else on the CPU.
 
     `spec.args`: `SentenceTransformer`'s own arguments (backend, revision, trust_remote_code, model_kwargs,
-    ...), and `max_seq_length`, `max_batch_tokens`, and `dtype`: a name, for `model_kwargs["dtype"]`. Raises `EngineLoadError` for a folder that holds no such model, a backend that is not installed, or
-    whatever the library says.
+    ...), and `max_seq_length`, `max_batch_tokens`, and `dtype`: a name, for `model_kwargs["dtype"]`. Raises
+    `EngineLoadError` for a folder that holds no such model, a backend that is not installed, or whatever the
+    library says.
     """
     return await asyncio.to_thread(_load, spec)
 
@@ -154,7 +159,8 @@ class SentenceTransformersEngine:
         self._model = model
         self._name = name
         self._embedder = Embedder(model, max_batch_tokens=max_batch_tokens, workers=workers)
-        self._window_rows = CPU_WINDOW_ROWS if str(model.device) == "cpu" else CUDA_WINDOW_ROWS
+        self._largest_window = CPU_WINDOW_ROWS if str(model.device) == "cpu" else CUDA_WINDOW_ROWS
+        self._window_rows = SMALLEST_WINDOW_ROWS  # until it is seen how fast the model is
         self._waiting: deque[_Slice] = deque()
         self._at_work: set[asyncio.Task[None] | None] = set()
         self._threads = ThreadPoolExecutor(WINDOWS_AT_WORK, thread_name_prefix="window")
@@ -193,7 +199,7 @@ class SentenceTransformersEngine:
             "dimension": self._model.get_embedding_dimension(),
             "max_seq_length": self._model.max_seq_length,
             "max_batch_tokens": self._embedder.max_batch_tokens,
-            "max_in_flight": WINDOWS_IN_FLIGHT * self._window_rows,
+            "max_in_flight": WINDOWS_IN_FLIGHT * self._largest_window,
             "device": str(self._model.device),
         }
 
@@ -224,6 +230,7 @@ class SentenceTransformersEngine:
 
     async def _answer(self, window: list[_Slice]) -> None:
         loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
             replies = await loop.run_in_executor(self._threads, self._embed, window)
         except Exception as error:
@@ -231,12 +238,19 @@ class SentenceTransformersEngine:
                 if not part.answer.done():
                     part.answer.set_exception(error)
             return
+        rows = 0
         for part, found in zip(window, replies, strict=True):
+            rows += len(found)
             if not part.answer.done():
                 part.answer.set_result(found)
+        within = int(rows * WINDOW_S / max(loop.time() - started, 1e-3))
+        self._window_rows = min(max(within, SMALLEST_WINDOW_ROWS), self._largest_window)
 
     def _take_window(self) -> list[_Slice]:
-        """The slices that waited longest, up to a window's rows; with one prompt, as `preprocess` wants."""
+        """The slices that waited longest, up to a window's rows; with one prompt, as `preprocess` wants.
+
+        At least one slice, however large.
+        """
         window = [self._waiting.popleft()]
         rows = len(window[0].texts)
         while self._waiting:

@@ -45,7 +45,8 @@ def dumps(record: Any) -> str:
 def loads(cls: type[T], text: str | bytes, *, where: str) -> T:
     """The record of type `cls` in `text`. Raises `LedgerError` that names `where` and what is wrong there."""
     try:
-        raw = json.loads(text)
+        said = text if isinstance(text, str) else text.decode()
+        raw = json.loads(said)
     except ValueError as error:
         raise LedgerError(f"{where} is not JSON ({error}): it was damaged or edited") from None
     if not isinstance(raw, dict) or "version" not in raw:
@@ -57,7 +58,7 @@ def loads(cls: type[T], text: str | bytes, *, where: str) -> T:
             " use the release that wrote it, or a newer one"
         )
     record = _object(cls, raw, where)
-    if dumps(record) != (text if isinstance(text, str) else text.decode()):
+    if dumps(record) != said:
         raise LedgerError(f"{where} is not spelled as raybatch spells it: it was edited")
     return record
 

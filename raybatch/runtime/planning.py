@@ -49,6 +49,8 @@ def new_plan(pipeline: Pipeline, ledger: Ledger, source: Source, *, run_id: str,
     for text in found.notes:
         watch.note(text)
     check_columns(pipeline, source_columns=found.schema.names)
+    sink = pipeline.sink.build()
+    sink.check(found.schema)
     if not found.units and epoch > 0:
         return None
     return ledger.create_plan(
@@ -60,7 +62,7 @@ def new_plan(pipeline: Pipeline, ledger: Ledger, source: Source, *, run_id: str,
             units=tuple(found.units),
             schema=schema_to_text(found.schema),
             fingerprint=fingerprint(pipeline),
-            layout=pipeline.sink.build().layout(),
+            layout=sink.layout(),
             created_by=run_id,
             created_at=now(),
         )

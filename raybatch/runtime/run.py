@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,7 +75,10 @@ def _commit(pipeline: Pipeline, plan: Plan, ledger: Ledger, watch: Watch) -> Com
     watch.enter("finalising")
     started = time.monotonic()
     records = [ledger.record(plan, unit) for unit in range(len(plan.units))]
-    files = pipeline.sink.build().finalise(plan, records, ledger=ledger)
+    with (
+        ThreadPoolExecutor() as threads
+    ):  # linking waits for the store, merging for Arrow: neither holds the GIL
+        files = pipeline.sink.build().finalise(plan, records, ledger=ledger, parallel_map=threads.map)
     drift = differences(plan.fingerprint, planning.fingerprint(pipeline))
     commit = ledger.commit(plan, Commit.of(plan, records, files, run_id=watch.run_id, drift=drift))
     watch.finalise_s = time.monotonic() - started

@@ -45,15 +45,12 @@ from raybatch.store.objects import exists, sha256_of
 
 MIB = 1 << 20
 
-# The names that Parquet gives its codecs, and pyarrow's name of the one that differs
-_CODECS = {"none": "uncompressed"}
-
 
 class ParquetConfig(Config):
     """Rows as Parquet files below `path`: results in data/, error rows in errors/, records in _raybatch/."""
 
     type: Literal["parquet"]
-    path: PathOrUrl
+    path: PathOrUrl = Field(min_length=1)
     """The folder of the dataset: a local or shared path, or file:///path. One pipeline each."""
     compression: Literal["zstd", "snappy", "gzip", "lz4", "brotli", "none"] = "zstd"
     """Parquet's codec for every column."""
@@ -82,7 +79,7 @@ class ParquetConfig(Config):
     def build(self) -> ParquetSink:
         """See `raybatch.sinks.base.SinkConfig`."""
         options = WriteOptions(
-            compression=_CODECS.get(self.compression, self.compression),
+            compression=self.compression,
             compression_level=self.compression_level,
             row_group_rows=self.row_group_rows,
             row_group_bytes=self.row_group_bytes,
@@ -138,7 +135,7 @@ class ParquetSink:
         ledger: Ledger,
         parallel_map: ParallelMap = map,
     ) -> list[DataFile]:
-        """See `Sink.finalise`. Each job of `parallel_map` holds about a target file in memory."""
+        """See `Sink.finalise`. A job of `parallel_map` holds a target file and two row groups in memory."""
         ordered = _complete(plan, records)
         schema = unify(_schemas(ordered), before=_schema_before(plan, ledger))
         jobs = files.lay_out(plan, ordered, schema)

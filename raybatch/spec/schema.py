@@ -84,10 +84,15 @@ def _complete(definition: _Schema, kind: Kind) -> None:
 
 
 def _tidy(schema: _Schema) -> None:
-    """Drops titles ("Max Rows" for max_rows), and allows a reference for every number and switch."""
+    """Drops titles ("Max Rows" for max_rows), and allows a reference for every number and switch.
+
+    Explains `type` once for all.
+    """
     for node in _schemas(schema):
         for field in node.get("properties", {}).values():
             field.pop("title", None)
+            if "const" in field:  # a `type`
+                field.setdefault("description", "Which kind it is; the other keys depend on it.")
             _allow_reference(field)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,11 +27,16 @@ run: {mode: batch, max_error_rate: 0.5, unit: {max_rows: 10}}
 """
 
 
-@pytest.fixture
-def validator() -> jsonschema.Draft202012Validator:
+@functools.cache  # not a fixture of the module: the plugin is on the path in tests only
+def _validator() -> jsonschema.Draft202012Validator:
     schema = pipeline_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.fixture
+def validator() -> jsonschema.Draft202012Validator:
+    return _validator()
 
 
 def test_a_good_file_is_valid(validator: jsonschema.Draft202012Validator) -> None:

@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from small_run import in_child, outcome_of
 
 from raybatch.errors import SinkError, StoreError
 from raybatch.store import LocalStore, open_store
+from small_run import in_child, outcome_of, wait_until
 
 NOBODY = 65534
 
@@ -95,8 +95,7 @@ def test_a_killed_writer_leaves_whole_objects_and_only_those(tmp_path: Path, kil
             store.create(f"parts/{number:06d}", bytes([number % 256]) * 300_000)
 
     child = in_child(write)
-    while sum(1 for _ in store.list("parts/")) < kill_after:
-        pass
+    wait_until(lambda: len(list(store.list("parts/"))) >= kill_after)
     os.kill(child, signal.SIGKILL)
     assert outcome_of(child) == -signal.SIGKILL
     found = list(store.list("parts/"))

@@ -83,7 +83,7 @@ class ToyStage(Config):
     model: ModelName | None = None
     """Who answers."""
     sampling: Sampling = Sampling()
-    """How to choose."""
+    """How the answer is chosen."""
     replicas: PositiveInt | Replicas = 1
     """How many."""
     engine: dict[str, Any] = Field(default_factory=dict)
