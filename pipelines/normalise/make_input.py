@@ -3,7 +3,7 @@
     python pipelines/normalise/make_input.py --count 10000 --out DIR --files 4
 
 The same arguments write the same bytes. The rows are spread evenly over `part-00000.jsonl`,
-`part-00001.jsonl`, …; a file of that name is replaced, other files in DIR stay.
+`part-00001.jsonl`, …; a file of that name is replaced if it differs, other files in DIR stay.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ def write_files(*, count: int, seed: int, files: int, out: Path) -> None:
     for number in range(files):
         size = count // files + (number < count % files)
         lines = map(line_of, itertools.islice(rest, size))
-        (out / f"part-{number:05d}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_if_changed(out / f"part-{number:05d}.jsonl", "".join(lines))
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """A file that was rewritten would be another input for a pipeline that has read it."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
