@@ -14,21 +14,34 @@ import os
 import shutil
 import signal
 import sys
+import time
 
+TIDYING_S = 5.0  # resource trackers take milliseconds
 _SHARED_MEMORY = "/dev/shm/"
 _RAYS_OWN = ("plasma", "ray")  # its object store, which other processes use
 
 
 def end_group(group: int, scratch: str | None = None) -> None:
-    """SIGKILL the process group, on this node, and remove the shared memory that it had mapped and the folder
-    `scratch`. No error for what is gone already. Works on stopped processes too.
+    """End every process of the group, on this node, and remove the shared memory that it had and `scratch`.
 
-    Whatever a killed process shares with its siblings stays in /dev/shm otherwise: the one that would have
-    tidied up, Python's resource tracker, is in the group as well.
+    SIGKILL, which works on stopped processes too, to all but Python's resource trackers: these unlink what
+    the killed ones had in /dev/shm, and end by themselves. No error for what is gone already.
     """
-    segments = {path for pid in members(group) for path in _mapped(pid)}
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
+    segments: set[str] = set()
+    while victims := [
+        pid for pid in members(group) if not _is_tracker(pid)
+    ]:  # again for what was just forked
+        for pid in victims:
+            segments |= _mapped(pid)
+            _signal(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    for pid in members(group):
+        _signal(pid, signal.SIGCONT)
+    deadline = time.monotonic() + TIDYING_S
+    while members(group) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for pid in members(group):
+        _signal(pid, signal.SIGKILL)
     for path in segments:
         with contextlib.suppress(OSError):
             os.unlink(path)
@@ -39,6 +52,19 @@ def end_group(group: int, scratch: str | None = None) -> None:
 def members(group: int) -> list[int]:
     """The processes of `group` on this node, those that nobody has waited for yet (zombies) left out."""
     return [pid for pid in _pids() if _group_of(pid) == group]
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"resource_tracker" in file.read()
+    except OSError:
+        return False
 
 
 def _pids() -> list[int]:
