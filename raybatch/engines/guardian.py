@@ -28,9 +28,9 @@ def end_group(group: int, scratch: str | None = None) -> None:
     the killed ones had in /dev/shm, and end by themselves. No error for what is gone already.
     """
     segments: set[str] = set()
-    while victims := [
-        pid for pid in members(group) if not _is_tracker(pid)
-    ]:  # again for what was just forked
+    deadline = time.monotonic() + TIDYING_S
+    # Again and again, for what was just forked; not for ever, for what the kernel does not let go
+    while (victims := [p for p in members(group) if not _is_tracker(p)]) and time.monotonic() < deadline:
         for pid in victims:
             segments |= _mapped(pid)
             _signal(pid, signal.SIGKILL)
