@@ -85,6 +85,7 @@ class _Member:
     name: str
     actor: Any
     required: bool  # without it there is no run; the others are welcome when the cluster has room
+    replaces: bool = False  # it follows one that died: needed only while no other is ready
     state: str = "pending"
     why: str = ""
     since: float = field(default_factory=time.monotonic)
@@ -219,9 +220,10 @@ class EnginePool:
 
     # -- bringing replicas up ---------------------------------------------------------------------------
 
-    def _add(self, *, required: bool, attempt: int = 1) -> None:
+    def _add(self, *, required: bool, replaces: bool = False, attempt: int = 1) -> None:
         name = f"{self._spec.key}-{next(self._names)}"
-        member = _Member(name=name, actor=placement.create(Replica, self._spec), required=required)
+        actor = placement.create(Replica, self._spec)
+        member = _Member(name=name, actor=actor, required=required, replaces=replaces)
         self._members.append(member)
         self._spawn(self._bring_up(member, attempt))
 
@@ -258,7 +260,9 @@ class EnginePool:
                 return
             member.why = placement.explain(self._spec)
             hopeless = not self._can_grow and not placement.could_fit(self._spec)
-            if member.required and (hopeless or time.monotonic() > deadline):
+            if not self._needed(member):
+                deadline = time.monotonic() + self._spec.pending_timeout_s
+            elif hopeless or time.monotonic() > deadline:
                 waited = time.monotonic() - member.since
                 raise EnginePendingError(f"{member.why}\n  waited {waited:.0f} s{_pending_choices(hopeless)}")
 
@@ -266,16 +270,24 @@ class EnginePool:
         self._remove(member)
         await self._kill(member)
         if attempt < LOAD_ATTEMPTS:
-            self._add(required=member.required, attempt=attempt + 1)
-        elif member.required:
+            self._add(required=member.required, replaces=member.replaces, attempt=attempt + 1)
+        elif self._needed(member):
             what = f"engine {self._spec.kind} {self._spec.model} {why}, {attempt} times in a row"
             self._fail(EngineLoadError(what))
 
     async def _give_up(self, member: _Member, error: EngineError) -> None:
         self._remove(member)
         await self._kill(member)
-        if member.required:
+        if self._needed(member):
             self._fail(error)
+        else:
+            logger.warning("replica %s of %s is given up: %s", member.name, self._spec.model, error)
+
+    def _needed(self, member: _Member) -> bool:
+        """Whether the run cannot go on without it."""
+        if not member.replaces:
+            return member.required
+        return not any(other.state == "ready" for other in self._members if other is not member)
 
     # -- dispatch ---------------------------------------------------------------------------------------
 
@@ -359,7 +371,7 @@ class EnginePool:
                 )
             )
         elif not self._stopping and self._error is None:
-            self._add(required=member.required)
+            self._add(required=member.required, replaces=True)
 
     def _remove(self, member: _Member) -> None:
         member.enter("dead")

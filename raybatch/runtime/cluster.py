@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from raybatch.errors import RaybatchError
 
 logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ def connect() -> Iterator[Cluster]:
         yield _look(local=False)
         return
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _refuse_silent(address)
     try:
         _init(address)
         yield _look(local=not address)
@@ -61,6 +66,17 @@ def _init(address: str | None) -> None:
     finally:
         if main and on_sigterm is not None:
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes it over, and answers with SystemExit
+
+
+def _refuse_silent(address: str) -> None:
+    """Raise `RaybatchError` when nobody answers at host:port; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", "local" and what else Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise RaybatchError(f"{_cannot(address)}: {error}") from error
 
 
 def _cannot(address: str | None) -> str:

@@ -27,6 +27,8 @@ def records(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None
+    # Inside Ray Data's own error, ours would lose its type on its way to the driver
+    context.raise_original_map_exception = True
     # Errors of ours are final: a row's trouble is an error row, so what is left is worth stopping for
     context.max_errored_blocks = 0
     resources = _resources(stages)
@@ -54,13 +56,15 @@ def _resources(stages: Sequence[RunStage]) -> list[Mapping[str, Any]]:
     so that Ray Data fuses them.
 
     A task that waits for an engine holds no CPU: engines may have taken every CPU of a small cluster, and
-    then nothing would ever feed them.
+    then nothing would ever feed them. Where engines do reserve CPUs, no other stage holds any either.
     """
     default: Mapping[str, Any] = {"num_cpus": 0 if any(s.context.engine for s in stages) else 1}
+    reserving = any(spec.num_cpus for stage in stages for spec in stage.config.engines())
     asked = [default]
     for stage in stages:
         own = stage.config.resources()
-        asked.append({"num_cpus": 0} if stage.context.engine else own or asked[-1])
+        waits = stage.context.engine or reserving
+        asked.append({**own, "num_cpus": 0} if waits else own or asked[-1])
     return [*asked, asked[-1]]
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from raybatch.errors import RaybatchError, TooManyErrorsError
+from raybatch.errors import RaybatchError, StageError, TooManyErrorsError
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Plan, UnitRecord
 from raybatch.runtime import cluster, dataset, engines
@@ -40,6 +40,7 @@ def execute(
         engines.started(specs, cluster=found) as pools,
         watch.following(pools.status),
     ):
+        _refuse_stages_without_a_place(pipeline, found)
         reads = [_read(plan, unit, source=source) for unit in todo]
         stages = _stages(pipeline, run_id=watch.run_id, pools=pools)
         models = {stage.name: spec.model for stage in pipeline.stages for spec in stage.engines()}
@@ -76,6 +77,17 @@ def refuse_too_many_errors(tally: Tally, rate: float, *, complete: bool) -> None
         )
 
 
+def _refuse_stages_without_a_place(pipeline: Pipeline, found: Cluster) -> None:
+    """Raise `StageError` for a task that this cluster, which cannot grow, would wait for for ever."""
+    for stage in pipeline.stages:
+        asked = stage.resources().get("num_cpus", 0)
+        if found.local and asked > found.cpus:
+            raise StageError(
+                f"stage '{stage.name}' asks for {asked:g} CPUs (num_cpus), and this machine has"
+                f" {found.cpus:g}: ask for less, or run on a cluster that has them (RAY_ADDRESS)"
+            )
+
+
 def _read(plan: Plan, unit: int, *, source: Source) -> ReadUnit:
     return ReadUnit(source=source, unit=plan.units[unit], key=plan.unit_key(unit), schema=plan.input_schema)
 
@@ -102,7 +114,7 @@ def _in_flight(units: Sequence[UnitSpec], pools: Engines, found: Cluster) -> int
 
 
 def _known(error: BaseException) -> BaseException:
-    """The error of ours inside Ray's wrappings, or the innermost one where there is none."""
+    """The error of ours inside Ray's wrappings, or what they are wrapped around where there is none."""
     seen: list[BaseException] = []
     queue: list[BaseException | None] = [error]
     while queue:
@@ -113,4 +125,7 @@ def _known(error: BaseException) -> BaseException:
             return current
         seen.append(current)
         queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-    return RaybatchError(f"{type(seen[-1]).__name__}: {seen[-1]}")
+    root = error
+    while (cause := getattr(root, "cause", None)) is not None:
+        root = cause
+    return RaybatchError(f"{type(root).__name__}: {root}")

@@ -48,7 +48,8 @@ def new_plan(pipeline: Pipeline, ledger: Ledger, source: Source, *, run_id: str,
     found = source.plan(after=start)
     for text in found.notes:
         watch.note(text)
-    check_columns(pipeline, source_columns=found.schema.names)
+    if found.units:  # what is empty has no columns to check
+        check_columns(pipeline, source_columns=found.schema.names)
     sink = pipeline.sink.build()
     sink.check(found.schema)
     if not found.units and epoch > 0:

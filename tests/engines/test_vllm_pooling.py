@@ -14,7 +14,9 @@ pytestmark = [pytest.mark.vllm, pytest.mark.embedding]
 TEXTS = ["a cat sat on the mat", "dogs chase cats", "the central bank raised interest rates", "x"]
 
 
-def test_vllm_gives_the_vectors_of_sentence_transformers(minilm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_gives_the_vectors_of_sentence_transformers(
+    minilm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sentence_transformers import SentenceTransformer
 
     from raybatch.engines import vllm
