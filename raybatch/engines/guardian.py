@@ -93,9 +93,6 @@ def _mapped(pid: int) -> set[str]:
 
 def main() -> None:
     group, scratch = int(sys.argv[1]), sys.argv[2]
-    # Ray kills the children of a worker that ends because its raylet did; a grandchild it does not know
-    if os.fork():
-        os._exit(0)
     # Ctrl-C reaches every process of a terminal; this one has to outlive the others
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdin.buffer.read()

@@ -7,6 +7,10 @@ from typing import Any
 
 from raybatch.engines.base import EngineSpec
 
+# A worker whose raylet is gone kills its own children, before it goes: the guardian, and the resource tracker
+# that would unlink the shared memory of the others. The guardian ends them all, in the right order.
+_LEAVE_CHILDREN = {"RAY_kill_child_processes_on_worker_exit": "false"}
+
 
 def demand(spec: EngineSpec) -> dict[str, float]:
     """What one replica asks of one node, by Ray's resource names; zeros left out."""
@@ -25,7 +29,7 @@ def create(actor_class: type, spec: EngineSpec) -> Any:
         "scheduling_strategy": "SPREAD",
         "max_restarts": 0,  # the pool replaces: only it knows of hung ones
         "max_concurrency": 1000,
-        "runtime_env": {"env_vars": dict(spec.env)} if spec.env else None,
+        "runtime_env": {"env_vars": {**_LEAVE_CHILDREN, **spec.env}},
     }
     return ray.remote(actor_class).options(**options).remote(spec)
 

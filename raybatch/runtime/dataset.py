@@ -2,8 +2,7 @@
 
 Ray Data gives parallelism, backpressure, spilling and the retry of tasks. A unit stays one block because a
 read task gives exactly one (`override_num_blocks`), because blocks of one row cannot be split, and because
-`batch_size=None` hands a block whole to each function. Neighbours with the same resources are fused by Ray
-Data into one task.
+`batch_size=None` hands a block whole to each function. Neighbours with the same resources run in one task.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raybatch.runtime.worker import Publish, ReadUnit, RunStage
+from raybatch.runtime.worker import Publish, ReadThen, ReadUnit, RunStage, Steps
 
 
 def records(
@@ -31,16 +30,16 @@ def records(
     context.raise_original_map_exception = True
     # Errors of ours are final: a row's trouble is an error row, so what is left is worth stopping for
     context.max_errored_blocks = 0
-    resources = _resources(stages)
+    (first, asked), *others = _tasks([*stages, publish], _resources(stages))
     data = ray.data.read_datasource(
-        _units(reads),
+        _units(reads, first),
         override_num_blocks=len(reads),
         compute=ray.data.TaskPoolStrategy(size=in_flight),
-        **resources[0],
+        **asked,
     )
-    for step, asked in zip([*stages, publish], resources[1:], strict=True):
+    for steps, asked in others:
         data = data.map_batches(
-            step,
+            steps,
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -51,9 +50,26 @@ def records(
         yield from batch["record"].to_pylist()
 
 
+def _tasks(
+    steps: Sequence[RunStage | Publish], resources: Sequence[Mapping[str, Any]]
+) -> list[tuple[Steps, Mapping[str, Any]]]:
+    """The steps by task, and what each task reserves; the first one also reads. Neighbours that reserve the
+    same are one task: Ray Data would fuse them too, but hand a unit from one to the next as a block, which is
+    two copies of it. Without a model, that is a fifth of all work.
+    """
+    tasks: list[tuple[tuple[RunStage | Publish, ...], Mapping[str, Any]]] = [((), resources[0])]
+    for step, asked in zip(steps, resources[1:], strict=True):
+        before, same = tasks[-1]
+        if asked == same:
+            tasks[-1] = ((*before, step), same)
+        else:
+            tasks.append(((step,), asked))
+    return [(Steps(steps=together), asked) for together, asked in tasks]
+
+
 def _resources(stages: Sequence[RunStage]) -> list[Mapping[str, Any]]:
     """What each step (read, stages, publish) reserves. One that asks for nothing takes after its neighbour,
-    so that Ray Data fuses them.
+    so that they are one task.
 
     A task that waits for an engine holds no CPU: engines may have taken every CPU of a small cluster, and
     then nothing would ever feed them. Where engines do reserve CPUs, no other stage holds any either.
@@ -68,7 +84,7 @@ def _resources(stages: Sequence[RunStage]) -> list[Mapping[str, Any]]:
     return [*asked, asked[-1]]
 
 
-def _units(reads: Sequence[ReadUnit]) -> Any:
+def _units(reads: Sequence[ReadUnit], first: Steps) -> Any:
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
@@ -77,7 +93,10 @@ def _units(reads: Sequence[ReadUnit]) -> Any:
             return sum(read.unit.bytes for read in reads)
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
-            return [ReadTask(read, _metadata(read)) for read in reads]
+            return [ReadTask(ReadThen(read=read, steps=first), _metadata(read)) for read in reads]
+
+        def get_name(self) -> str:
+            return "->".join(["Unit", *(type(step).__name__ for step in first.steps)])
 
     def _metadata(read: ReadUnit) -> Any:
         size = read.unit.bytes or None

@@ -29,18 +29,18 @@ _built: OrderedDict[tuple[str, int], Stage] = OrderedDict()
 
 @dataclass(frozen=True, kw_only=True)
 class ReadUnit:
-    """Reads one unit into one block of one row. A retry opens its input again."""
+    """Reads one unit. A retry opens its input again."""
 
     source: Source
     unit: UnitSpec
     key: str
     schema: pa.Schema
 
-    def __call__(self) -> list[pa.Table]:
+    def __call__(self) -> UnitRows:
         failpoint("before-read")
         rows = self.source.read(self.unit, key=self.key, schema=self.schema)
         failpoint("after-read")
-        return [rows.to_block()]
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class RunStage:
     config: StageConfig
     context: StageContext
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def __call__(self, rows: UnitRows) -> UnitRows:
         stage = self._stage()
         try:
-            return apply(stage, self.config.name, UnitRows.from_block(block)).to_block()
+            return apply(stage, self.config.name, rows)
         except RaybatchError:
             raise
         except Exception as error:
@@ -80,10 +80,38 @@ class Publish:
     plan: PlanRef
     metadata: Mapping[str, str]
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        rows = UnitRows.from_block(block)
+    def __call__(self, rows: UnitRows) -> pa.Table:
         attempt = uuid.uuid4().hex[:12]
         record = self.sink.write(
             rows, plan=self.plan, attempt=attempt, ledger=self.ledger, metadata=self.metadata
         )
         return pa.table({"record": [record.to_json()]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Steps of one task. Between them a unit is handed on as it is; from task to task it travels as a block."""
+
+    steps: tuple[RunStage | Publish, ...]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return self.after(UnitRows.from_block(block))
+
+    def after(self, rows: UnitRows) -> pa.Table:
+        """The block that leaves the task, given the rows that enter it."""
+        held: UnitRows | pa.Table = rows
+        for step in self.steps:
+            assert isinstance(held, UnitRows), "nothing comes after publishing"
+            held = step(held)
+        return held.to_block() if isinstance(held, UnitRows) else held
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadThen:
+    """Reads a unit and takes it through the steps of the same task: a read task of Ray Data."""
+
+    read: ReadUnit
+    steps: Steps
+
+    def __call__(self) -> list[pa.Table]:
+        return [self.steps.after(self.read())]
