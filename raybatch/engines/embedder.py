@@ -18,12 +18,12 @@ from raybatch.engines.batching import Lengths, longest_first, pack
 from raybatch.engines.vectors import Counts, Matrix
 
 # The largest batch, in tokens with padding. A CPU core is as fast with 1,024 to 4,096 (MiniLM, float32 and
-# bfloat16), and slower beyond, when activations leave its cache; a GPU wants many more.
+# bfloat16), and slower beyond, when activations leave its cache. A GPU wants many more; 65,536 is an estimate.
 CPU_BATCH_TOKENS = 2_048
 CUDA_BATCH_TOKENS = 65_536
 # A batch ends where padding would exceed 2 % of it, unless it is still so small that to start another costs
-# more. To start one costs a CPU what 40 (float32) to 150 (bfloat16) tokens of MiniLM cost, and a GPU, where
-# hundreds of kernels must be launched, what thousands cost.
+# more. To start one costs a CPU what 40 (float32) to 150 (bfloat16) tokens of MiniLM cost; for a GPU, which is
+# sent some hundred kernels for each, thousands are assumed and not measured.
 MAX_PADDING = 0.02
 CPU_SMALL_BATCH = 512
 CUDA_SMALL_BATCH = 4_096

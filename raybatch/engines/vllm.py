@@ -179,8 +179,8 @@ class VLLMEngine:
             ids = [self._tokenise([text], special=not is_chat)[0] for text, is_chat in pairs]
         limit = self._config.model_config.max_model_len
         for index, tokens in enumerate(ids):
-            # >=: the model must have room for one token of its own
-            if index not in refused and len(tokens) >= limit:
+            own = 0 if "text" in requests[index] else 1  # to answer, the model needs room for one token
+            if index not in refused and len(tokens) + own > limit:
                 what = f"{len(tokens)} prompt tokens, and max_model_len is {limit}"
                 refused[index] = Reply(failure="PromptTooLong", message=what)
         return [refused.get(i, {"prompt_token_ids": tokens}) for i, tokens in enumerate(ids)]

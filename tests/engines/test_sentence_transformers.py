@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from raybatch.engines.base import EngineSpec, Reply
 from raybatch.engines.embedder import Embedder
-from raybatch.engines.sentence_transformers import SentenceTransformersEngine, load
+from raybatch.engines.sentence_transformers import SentenceTransformersEngine, load, usable_cpus
 from raybatch.errors import EngineLoadError
 
 pytestmark = pytest.mark.embedding
@@ -188,6 +189,18 @@ def test_describe_names_what_was_loaded(engine: Any, minilm: str) -> None:
     described = engine.describe()
     assert (described["model"], described["dtype"], described["dimension"]) == (minilm, "float32", 384)
     assert (described["max_seq_length"], described["device"]) == (256, "cpu")
+
+
+def test_only_cpus_that_this_process_may_use_are_used() -> None:
+    if not hasattr(os, "sched_getaffinity"):
+        assert 1 <= usable_cpus() <= (os.cpu_count() or 1)
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 # -- models of other kinds ------------------------------------------------------------------------------

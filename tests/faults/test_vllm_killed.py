@@ -58,11 +58,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     project.write(GENERATE, run={"unit": {"max_rows": UNIT}, "max_error_rate": 0.1})
     try:
         command = project.start()
-        killed = core_at_work(project, family, command)
+        killed = core_at_work(project, family, command, [])
         killed.kill()
-        stopped = core_at_work(project, family, command)
+        stopped = core_at_work(project, family, command, [killed])
         stopped.send_signal(signal.SIGSTOP)
-        wait_until(lambda: new_core(family, command), what="the third core loads", deadline_s=600)
+        wait_until(
+            lambda: new_core(family, command, [killed, stopped]), what="the third core loads", deadline_s=600
+        )
         command.kill()
         family.wait_until_gone()
         yield Story(
@@ -86,17 +88,18 @@ def write_input(project: Project) -> None:
     project.lines(rows)
 
 
-def new_core(family: Family, command: Command) -> psutil.Process | None:
-    """An engine core that was not there before, as soon as it is."""
+def new_core(family: Family, command: Command, known: list[psutil.Process]) -> psutil.Process | None:
+    """An engine core that is none of the known ones, as soon as it is."""
     assert command.process.poll() is None, str(command.wait())
-    known = set(family.members)
     family.look(command)
     return next((core for core in family.named(CORE) if core not in known), None)
 
 
-def core_at_work(project: Project, family: Family, command: Command) -> psutil.Process:
+def core_at_work(
+    project: Project, family: Family, command: Command, known: list[psutil.Process]
+) -> psutil.Process:
     """A new engine core, once units are published by it and others still in flight."""
-    core = wait_until(lambda: new_core(family, command), what="a core loads", deadline_s=600)
+    core = wait_until(lambda: new_core(family, command, known), what="a core loads", deadline_s=600)
     before = len(project.published())
 
     def at_work() -> bool:
