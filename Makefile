@@ -6,12 +6,12 @@ UV_VERSION := 0.13.9
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-normalise demo-search test bench lint format clean
+.PHONY: help setup demo demo-normalise demo-search test test-long bench lint format clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-setup: $(READY) ## make .venv with everything that demo and test need (about 3 GB to download, 7 GB on disk)
+setup: $(READY) ## make .venv with everything that demo and test need (some 7 GB on disk)
 
 $(READY): pyproject.toml constraints.txt overrides.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -38,6 +38,10 @@ demo-search: $(READY) ## 12,000 docstrings embedded with MiniLM, then searched
 
 test: $(READY) ## run every test (PYTEST="..." for pytest's own arguments)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+test-long: $(READY) ## kill real engines, and a real run twenty times over; half an hour on an idle machine
+	$(BIN)/python -m pytest -m long $(PYTEST)
+	$(BIN)/python tests/faults/kill_twenty_times.py
 
 bench: $(READY) ## measure against the peers; W="W4 W8" for some
 	$(BIN)/python -m benchmarks $(W)

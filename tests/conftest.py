@@ -18,7 +18,13 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray of two CPUs: as small as the smallest machine that must not deadlock."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        resources={"place": 2},  # for tests that need to know who holds what
+        include_dashboard=False,
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 

@@ -17,9 +17,9 @@ from raybatch.engines.pool import EnginePool
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=0, resources={"place": 1})
 class Squatter:
-    """Takes the CPU that a dead replica leaves."""
+    """Takes the place that a dead replica leaves."""
 
     def here(self) -> bool:
         return True
@@ -32,7 +32,7 @@ def test_the_replicas_that_are_left_go_on_though_a_lost_one_has_no_place_to_retu
         args={"seconds_per_row": 0.5},
         replicas_min=1,
         replicas_max=2,
-        num_cpus=1,
+        resources={"place": 1},
         slice_rows=1,
         max_in_flight=1,
         pending_timeout_s=2,

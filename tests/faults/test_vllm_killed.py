@@ -19,9 +19,9 @@ from family import Family
 from oracle import Output, input_ids, twice, wrong
 from pipelines import MODEL, Command, Done, Project, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.long, pytest.mark.timeout(1800)]
 
-ROWS = 160
+ROWS = 600
 UNIT = 4
 CORE = "VLLM::EngineCore"
 # Longer than any step of this model takes on a busy machine, far shorter than the default
