@@ -14,7 +14,7 @@ from raybatch.engines.base import EngineSpec
 from raybatch.engines.client import PoolClient
 from raybatch.engines.pool import EnginePool
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.usefixtures("ray_cluster")]
 
 
 @ray.remote(num_cpus=0, resources={"place": 1})
