@@ -36,9 +36,10 @@ def prompts(rows: int) -> Path:
     return _made(CACHE / f"prompts-{rows}", lambda folder: _write_prompts(folder, rows)) / "prompts.jsonl"
 
 
-def kilobytes(rows: int) -> Path:
+def kilobytes(rows: int, *, group_rows: int = GROUP_ROWS) -> Path:
     """A folder of Parquet files with rows of 1 KB: an int64 `id`, and 1,000 bytes of text, `body`."""
-    return _made(CACHE / f"kilobytes-{rows}", lambda folder: _write_kilobytes(folder, rows))
+    name = f"kilobytes-{rows}-{group_rows}"
+    return _made(CACHE / name, lambda folder: _write_kilobytes(folder, rows, group_rows))
 
 
 def _made(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -72,14 +73,13 @@ def _write_prompts(folder: Path, rows: int) -> None:
             file.write(json.dumps({"id": row, "text": text, "sampling": sampling}) + "\n")
 
 
-def _write_kilobytes(folder: Path, rows: int) -> None:
+def _write_kilobytes(folder: Path, rows: int, group_rows: int) -> None:
     generator = np.random.default_rng(8)
     pool = _pool(generator)
     for number, part in enumerate(np.array_split(np.arange(rows, dtype=np.int64), FILES)):
         table = pa.table({"id": part, "body": _bodies(generator, pool, len(part))})
-        pq.write_table(
-            table, folder / f"part-{number:05d}.parquet", row_group_size=GROUP_ROWS, compression="zstd"
-        )
+        file = folder / f"part-{number:05d}.parquet"
+        pq.write_table(table, file, row_group_size=group_rows, compression="zstd")
 
 
 def _pool(generator: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from pipelines import Command, wait_until
 
+# When their node dies, these try for a minute to tell the head, which has died too; then they go
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _SHARED = re.compile(r"/dev/shm/(\S+)")
 
 
@@ -51,9 +53,14 @@ class Family:
         """Who still runs with `name` in the command line."""
         return [member for member in self.alive() if name in _title(member)]
 
-    def wait_until_gone(self) -> None:
-        """Nobody is left, and no name in shared memory that one of them had."""
-        wait_until(lambda: not self.alive(), what=_Lazy(lambda: f"these are gone: {self._titles()}"))
+    def wait_until_gone(self, *, but: Sequence[str] = ()) -> None:
+        """Nobody is left, save those whose title is in `but`, and no name in shared memory that one had."""
+
+        def left() -> list[str]:
+            titles = map(_title, self.alive())
+            return sorted(title[:100] for title in titles if not title.startswith(tuple(but)))
+
+        wait_until(lambda: not left(), what=_Lazy(lambda: f"these are gone: {left()}"))
         wait_until(lambda: not self.left_in_memory(), what=_Lazy(lambda: f"gone: {self.left_in_memory()}"))
 
     def left_in_memory(self) -> list[str]:
@@ -68,9 +75,6 @@ class Family:
                     yield process
             except OSError:
                 continue  # gone, or another user's
-
-    def _titles(self) -> list[str]:
-        return sorted(_title(member)[:100] for member in self.alive())
 
 
 class _Lazy:
