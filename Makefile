@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-normalise demo-search test test-long bench lint format clean
+.PHONY: help setup demo demo-normalise demo-search test test-servers test-long chaos bench lint format clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -36,12 +36,20 @@ demo-search: $(READY) ## 12,000 docstrings embedded with MiniLM, then searched
 	$(BIN)/raybatch run pipelines/search/pipeline.yaml
 	$(BIN)/python pipelines/search/query.py out/search/output
 
-test: $(READY) ## run every test (PYTEST="..." for pytest's own arguments)
+test: $(READY) test-servers ## run every test (PYTEST="..." for pytest's own arguments)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+test-servers: $(READY)
+	@# says so in one line when Go is missing; builds them once, into .cache (or RAYBATCH_CACHE)
+	@$(BIN)/python tests/servers/build.py
+	@PYTHONPATH=tests $(BIN)/python -m servers.azurite
 
 test-long: $(READY) ## kill real engines, and a real run twenty times over; half an hour on an idle machine
 	$(BIN)/python -m pytest -m long $(PYTEST)
 	$(BIN)/python tests/faults/kill_twenty_times.py
+
+chaos: $(READY) test-servers ## harm real runs at random for MINUTES=10 and count every row (CHAOS="..." for its own arguments)
+	$(BIN)/python tests/faults/chaos.py --minutes $(or $(MINUTES),10) $(CHAOS)
 
 bench: $(READY) ## measure against the peers; W="W4 W8" for some
 	$(BIN)/python -m benchmarks $(W)

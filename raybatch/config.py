@@ -16,6 +16,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
 
+_CREDENTIALS = re.compile(
+    r"^[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@|[?&](sig|X-Amz-Signature|X-Goog-Signature)=", re.IGNORECASE
+)
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 PATH_FORMAT = "path-or-url"
@@ -55,6 +58,10 @@ def resolve_model(model: str, base_dir: str) -> str:
 
 
 def _from_file(path: str, info: ValidationInfo) -> str:
+    if _CREDENTIALS.search(path):
+        raise ValueError(
+            "a URL holds no credentials: they come from the environment, or from secret fields (see `storage`)"
+        )
     context: dict[str, Any] = info.context or {}
     return resolve_path(path, context["base_dir"]) if "base_dir" in context else path
 

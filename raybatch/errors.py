@@ -14,6 +14,7 @@
     │   ├── EnginePendingError     the cluster cannot place it before the deadline
     │   └── EngineLoadError        it was placed, and failed to load: carries the engine's own words
     ├── StageError                 a stage broke as a whole, not on one row
+    ├── TooManyPartitionsError     the rows make more partitions than `sink.max_partitions`
     ├── LostRaceError              exit 4: another run won
     ├── TooManyErrorsError         exit 5: more error rows than `run.max_error_rate`
     └── InterruptedRunError        exit 130: stopped by a signal; resumable
@@ -97,6 +98,10 @@ class EngineLoadError(EngineError):
 
 class StageError(RaybatchError):
     """A stage failed as a whole: it could not be built, or broke its contract."""
+
+
+class TooManyPartitionsError(RaybatchError):
+    """The rows of an epoch make more partitions than the sink may write; what is published stays."""
 
 
 class LostRaceError(RaybatchError):

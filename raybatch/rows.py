@@ -61,6 +61,10 @@ class UnitRows:
     that stages made beyond one per row. At any time
     `rows_in + made == len(table) + len(errors) + len(dropped)`.
     `stats` are sums such as prompt_tokens, generated_tokens, or seconds by stage.
+
+    `wanted` is None but in a retry, where it holds the ids (ID_SCHEMA) that are taken again, and `rows_in` is
+    their number; `made` may be below 0 on the way, where one input row leads to several of them. See
+    `raybatch.retried`.
     """
 
     unit: str
@@ -70,6 +74,7 @@ class UnitRows:
     dropped: pa.Table = field(default_factory=DROPPED_SCHEMA.empty_table)
     made: int = 0
     stats: Mapping[str, float] = field(default_factory=dict)
+    wanted: pa.Table | None = None
 
     def __post_init__(self) -> None:
         held = len(self.table) + len(self.errors) + len(self.dropped)
@@ -91,6 +96,8 @@ class UnitRows:
         columns: dict[str, pa.Array] = {"head": pa.array([json.dumps(head)])}
         for name in ("table", "errors", "dropped"):
             columns[name] = _single_binary(_ipc_bytes(getattr(self, name)))
+        if self.wanted is not None:
+            columns["wanted"] = _single_binary(_ipc_bytes(self.wanted))
         return pa.table(columns)
 
     @classmethod
@@ -99,7 +106,8 @@ class UnitRows:
         if len(block) != 1:
             raise AssertionError(f"a unit is one row of a block, got {len(block)}")
         head: dict[str, Any] = json.loads(block["head"][0].as_py())
-        tables = {n: _ipc_table(block[n][0].as_buffer()) for n in ("table", "errors", "dropped")}
+        names = [name for name in block.column_names if name != "head"]
+        tables = {name: _ipc_table(block[name][0].as_buffer()) for name in names}
         return cls(**head, **tables)
 
 

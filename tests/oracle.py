@@ -15,23 +15,33 @@ import gzip
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 Id = tuple[str, int, str | None]  # _source, _row, _child
 
 
-def input_ids(paths: Iterable[Path]) -> Counter[Id]:
-    """The id of each row of the input files.
+def input_ids(paths: Iterable[Path], *, named: Callable[[Path], str] = str) -> Counter[Id]:
+    """The id of each row of the input files; `named` gives the name by which a run knows a file.
 
     The number of a row of a plain .jsonl or .txt file is the byte at which its line starts; in all others it
     is the row's ordinal.
     """
-    return Counter((str(path), row, None) for path in paths for row in _rows(path.resolve()))
+    return Counter((named(path), row, None) for path in paths for row in _rows(path.resolve()))
+
+
+def downloaded(filesystem: pafs.FileSystem, folder: str, *, to: Path) -> Path:
+    """A copy, below the new folder `to`, of the output that is in an object store now."""
+    to.mkdir(parents=True)
+    pafs.copy_files(
+        folder, str(to), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem()
+    )
+    return to
 
 
 def _rows(path: Path) -> Iterator[int]:
@@ -73,10 +83,11 @@ class Output:
         """The ids of recorded drops, of the attempts that committed epochs name."""
         found = []
         for commit in self.commits():
+            parts = self.path / "_raybatch" / "parts" / f"{commit['epoch']:08d}"
+            stored = {file.name: file for file in parts.rglob("*.dropped.parquet")}
             for unit, named in enumerate(commit["units"]):
-                stem = f"{commit['epoch']:08d}/{unit:08d}-{named['attempt']}.dropped.parquet"
-                part = self.path / "_raybatch" / "parts" / stem
-                found += _ids(pq.ParquetFile(part).read().to_pylist()) if part.exists() else []
+                part = stored.get(f"{unit:08d}-{named['attempt']}.dropped.parquet")
+                found += _ids(pq.ParquetFile(part).read().to_pylist()) if part else []
         return found
 
     def commits(self) -> list[Mapping[str, Any]]:
@@ -99,10 +110,26 @@ class Output:
         """Every row id in data/, errors/ and the recorded drops, with the number of times that it is there."""
         return Counter([*_ids(self.data()), *_ids(self.errors()), *self.dropped()])
 
+    def outcomes(self) -> list[tuple[int, str, Id]]:
+        """Epoch, kind ("data", "errors" or "dropped") and id of each row that readers can find."""
+        found = []
+        for folder in ("data", "errors"):
+            for file in (self.path / folder).rglob("*.parquet"):
+                rows = pq.ParquetFile(file).read(columns=["_source", "_row", "_child"]).to_pylist()
+                found += [(int(file.name.split("-")[0]), folder, row) for row in _ids(rows)]
+        for commit in self.commits():
+            parts = self.path / "_raybatch" / "parts" / f"{commit['epoch']:08d}"
+            stored = {file.name: file for file in parts.rglob("*.dropped.parquet")}
+            for unit, named in enumerate(commit["units"]):
+                part = stored.get(f"{unit:08d}-{named['attempt']}.dropped.parquet")
+                rows = _ids(pq.ParquetFile(part).read().to_pylist()) if part else []
+                found += [(commit["epoch"], "dropped", row) for row in rows]
+        return found
+
     def _read(self, folder: str) -> list[dict[str, Any]]:
-        if not any((self.path / folder).glob("*.parquet")):
+        if not any((self.path / folder).rglob("*.parquet")):
             return []
-        pattern = str(self.path / folder / "*.parquet")
+        pattern = str(self.path / folder / "**" / "*.parquet")
         table = duckdb.sql("SELECT * FROM read_parquet(?, union_by_name = true)", params=[pattern])
         return table.to_arrow_table().to_pylist()
 
@@ -123,6 +150,33 @@ def wrong(output: Path, expected: Counter[Id]) -> list[str]:
         for what, rows in kinds.items()
         if rows
     ]
+
+
+def live_wrong(output: Path, expected: Counter[Id]) -> list[str]:
+    """As `wrong`, for an output with retries: an error row does not count once its row, or one made from it, is
+    in a later epoch. `expected` are input rows, and rows made from one count as it."""
+    found = Output(output)
+    last: dict[Id, list[tuple[int, str, Id]]] = {}
+    for epoch, kind, row in found.outcomes():
+        last.setdefault((row[0], row[1], None), []).append((epoch, kind, row))
+    problems = [f"{row} is missing" for row in expected if row not in last]
+    problems += [f"{row} was never put in" for row in last if row not in expected]
+    for outcomes in last.values():
+        standing = [
+            (epoch, row)
+            for epoch, kind, row in outcomes
+            if kind != "errors" or not any(e > epoch and _from(r, row) for e, _, r in outcomes)
+        ]
+        for epoch, row in standing:
+            others = [(e, r) for e, r in standing if (e, r) != (epoch, row)]
+            if standing.count((epoch, row)) > 1 or any(_from(r, row) for _, r in others):
+                problems.append(f"{row} of epoch {epoch} is there more than once")
+    return problems
+
+
+def _from(row: Id, other: Id) -> bool:
+    """Whether `row` is `other`, or was made from it."""
+    return row[:2] == other[:2] and (other[2] is None or f"{row[2]}.".startswith(f"{other[2]}."))
 
 
 def twice(output: Path) -> list[Id]:

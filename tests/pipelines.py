@@ -167,6 +167,10 @@ class Project:
         """Write functions.py, the module of the pipeline's Python functions."""
         (self.folder / "functions.py").write_text(textwrap.dedent(code))
 
+    def state(self, **values: Any) -> None:
+        """Write state.json beside functions.py: what functions may look up while the pipeline stays the same."""
+        (self.folder / "state.json").write_text(json.dumps(values))
+
     def start(
         self,
         *args: str,

@@ -155,7 +155,8 @@ class Oracle:
         found = []
         for key in self.keys("_raybatch/commit/"):
             for unit, named in enumerate(json.loads(self.objects[key])["units"]):
-                part = f"_raybatch/parts/{key[-13:-5]}/{unit:08d}-{named['attempt']}.dropped.parquet"
+                folder = f"_raybatch/parts/{key[-13:-5]}/{unit // 1000:05d}"
+                part = f"{folder}/{unit:08d}-{named['attempt']}.dropped.parquet"
                 found += [part] if part in self.objects else []
         return found
 

@@ -27,7 +27,7 @@ LAYERS = (
     {"runtime"},
     {"spec", "ledger", "sources", "stages", "sinks"},
     {"engines", "store"},
-    {"arrow_types", "config", "errors", "nearest", "registry", "rows", "version"},
+    {"arrow_types", "config", "errors", "nearest", "registry", "retried", "rows", "version"},
 )
 
 # Libraries that only these packages may import, at any place in a module.
@@ -37,28 +37,37 @@ OWNERS = {
     "torch": {"engines"},
     "transformers": {"engines"},
     "sentence_transformers": {"engines"},
+    "obstore": {"store"},
+    "boto3": {"store"},
     "yaml": {"spec"},
     "click": {"cli"},
     "rich": {"cli"},
 }
 
 # Seconds to import and hundreds of megabytes each: loaded by the function that needs them.
-HEAVY = ("ray", "torch", "vllm", "sentence_transformers", "transformers", "pandas")
+HEAVY = ("ray", "torch", "vllm", "sentence_transformers", "transformers", "pandas", "obstore", "boto3")
 
 PUBLIC_NAMES = {
     "AuditReport",
     "Commit",
+    "CommittedEpoch",
+    "GarbageReport",
     "Pipeline",
     "RaybatchError",
     "Reporter",
     "RunReport",
     "Snapshot",
+    "StorageOptions",
     "__version__",
     "audit",
+    "collect_garbage",
+    "committed_epochs",
     "committed_files",
+    "live_errors",
     "load_pipeline",
     "pipeline_schema",
     "read_commits",
+    "retry",
     "run",
 }
 

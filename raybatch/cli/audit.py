@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 import click
 
-from raybatch.cli.options import json_option, pipeline_options
+from raybatch.cli.options import json_option, output_named, pipeline_options
 
 if TYPE_CHECKING:
     from raybatch.ledger.audit import AuditReport
@@ -25,23 +24,12 @@ def audit(pipeline: str, profile: str | None, sets: tuple[str, ...], as_json: bo
     the source nor Ray is needed. Exits with 0 if all hold, with 1 if one does not.
     """
     from raybatch.ledger.audit import audit as check
-    from raybatch.store import open_store
 
-    report = check(open_store(_output(pipeline, profile, sets)))
+    report = check(output_named(pipeline, profile=profile, sets=sets))
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     click.echo(_table(report), err=True)
     click.get_current_context().exit(0 if report.ok else 1)
-
-
-def _output(argument: str, profile: str | None, sets: tuple[str, ...]) -> str:
-    """The output that `argument` names itself, or by the pipeline file that it is."""
-    from raybatch.config import is_url
-    from raybatch.spec.load import load_pipeline
-
-    if is_url(argument) or os.path.isdir(argument):
-        return argument
-    return load_pipeline(argument, profile=profile, sets=sets).sink.path
 
 
 def _table(report: AuditReport) -> str:

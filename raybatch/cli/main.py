@@ -29,8 +29,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("raybatch.cli.run:run", "Run a pipeline; resumes what is unfinished."),
+    "retry": Command("raybatch.cli.retry:retry", "Take error rows through the pipeline again."),
     "validate": Command("raybatch.cli.validate:validate", "Check a pipeline file without starting anything."),
     "audit": Command("raybatch.cli.audit:audit", "Check that what is stored holds every row exactly once."),
+    "gc": Command("raybatch.cli.gc:gc", "Remove what crashes and lost races have left."),
     "schema": Command("raybatch.cli.schema:schema", "Print the JSON Schema of pipeline files, for editors."),
 }
 

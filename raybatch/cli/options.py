@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from raybatch.store.base import Store
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -42,3 +46,15 @@ def json_option(function: _Function) -> _Function:
         is_flag=True,
         help="Print one JSON document to stdout; everything else goes to stderr.",
     )(function)
+
+
+def output_named(argument: str, *, profile: str | None, sets: tuple[str, ...]) -> Store:
+    """The output that PIPELINE names: itself, as a folder or URL, or by the pipeline file that it is."""
+    from raybatch.config import is_url
+    from raybatch.sinks.base import open_output
+    from raybatch.spec.load import load_pipeline
+    from raybatch.store import open_store
+
+    if is_url(argument) or os.path.isdir(argument):
+        return open_store(argument)
+    return open_output(load_pipeline(argument, profile=profile, sets=sets).sink)

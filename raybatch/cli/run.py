@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from raybatch.spec.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
+
+Work = Callable[["Pipeline", "View"], "RunReport"]
 
 
 @click.command()
@@ -55,15 +57,18 @@ def run(
       5    more error rows than run.max_error_rate
       130  interrupted; the same command resumes
     """
-    from raybatch.cli.logs import chatter_to_log
 
-    loaded = _load(pipeline, profile=profile, sets=sets, as_json=as_json)
-    with chatter_to_log(loaded.name) as streams, _terminable():
-        code = _run_and_tell(loaded, streams, allow_drift=allow_drift, as_json=as_json)
-    ctx.exit(code)
+    def work(loaded: Pipeline, seen: View) -> RunReport:
+        from raybatch.runtime.run import run as run_pipeline
+
+        return run_pipeline(loaded, allow_drift=allow_drift, reporter=seen)
+
+    loaded = load(pipeline, profile=profile, sets=sets, as_json=as_json)
+    ctx.exit(run_and_tell(loaded, work, as_json=as_json))
 
 
-def _load(path: str, *, profile: str | None, sets: tuple[str, ...], as_json: bool) -> Pipeline:
+def load(path: str, *, profile: str | None, sets: tuple[str, ...], as_json: bool) -> Pipeline:
+    """The pipeline. Raises what is wrong with it, after printing it as JSON if that was asked for."""
     from raybatch.spec.load import load_pipeline
 
     try:
@@ -76,13 +81,21 @@ def _load(path: str, *, profile: str | None, sets: tuple[str, ...], as_json: boo
         raise
 
 
-def _run_and_tell(pipeline: Pipeline, streams: Streams, *, allow_drift: bool, as_json: bool) -> int:
+def run_and_tell(pipeline: Pipeline, work: Work, *, as_json: bool) -> int:
+    """Do the work, show how it goes and how it ended; gives the exit code."""
+    from raybatch.cli.logs import chatter_to_log
+
+    with chatter_to_log(pipeline.name) as streams, _terminable():
+        return _run_and_tell(pipeline, streams, work, as_json=as_json)
+
+
+def _run_and_tell(pipeline: Pipeline, streams: Streams, work: Work, *, as_json: bool) -> int:
     from raybatch.cli.live import Terminal, view
     from raybatch.cli.summary import exit_code, failure_json, print_failure, print_success
 
     log, name = streams.log, pipeline.name
     with view(streams.err, pipeline=name, log=log, interval_s=pipeline.run.report_interval_s) as seen:
-        outcome = _outcome(pipeline, seen, allow_drift=allow_drift)
+        outcome = _outcome(pipeline, seen, work)
     console = Terminal(file=streams.err, highlight=False)
     document: dict[str, Any]
     with suppress(OSError):  # nobody reads stderr any more; stdout and the exit code still count
@@ -100,12 +113,10 @@ def _run_and_tell(pipeline: Pipeline, streams: Streams, *, allow_drift: bool, as
     return code
 
 
-def _outcome(pipeline: Pipeline, seen: View, *, allow_drift: bool) -> RunReport | BaseException:
+def _outcome(pipeline: Pipeline, seen: View, work: Work) -> RunReport | BaseException:
     """The report of the run, or what ended it, whose traceback is in the log."""
     try:
-        from raybatch.runtime.run import run as run_pipeline
-
-        return run_pipeline(pipeline, allow_drift=allow_drift, reporter=seen)
+        return work(pipeline, seen)
     except RaybatchError as error:
         logger.error("the run failed", exc_info=error)
         return error

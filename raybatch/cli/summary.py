@@ -34,6 +34,7 @@ def print_success(console: Console, report: RunReport, meter: Meter, *, log: Pat
         complete = (
             f"epoch {report.epoch} is complete, no new input" if report.committed else "there is no input"
         )
+        complete = complete if report.retry is None else "no error row to retry"
         console.print(Text.assemble((report.pipeline, "bold"), "  ", ("nothing to do: " + complete, "green")))
     else:
         took = f"complete in {duration(report.seconds['total'])}"
@@ -44,6 +45,8 @@ def print_success(console: Console, report: RunReport, meter: Meter, *, log: Pat
         if report.units["resumed"] == report.units["planned"]:
             console.print(_labelled("", "nothing was redone: every unit was published already"))
         console.print(_numbers(report), *_times(report, meter), sep="\n")
+        if report.retry is not None:
+            console.print(_labelled("retry", _retried(report.retry)), soft_wrap=True)
         if report.errors:
             where = f"; the rows are in {report.output.rstrip('/')}/errors"
             console.print(_labelled("errors", _counts(report.errors) + where, style="yellow"), soft_wrap=True)
@@ -145,6 +148,15 @@ def _speeds(report: RunReport, meter: Meter) -> Iterator[str]:
         yield f"{speed(report.tokens['generated'] / working)} tokens/s"
     if total and rows:
         yield f"{speed(rows / total)} rows/s overall"
+
+
+def _retried(retry: Mapping[str, Any]) -> str:
+    became = {"now ok": retry["ok"], "failed again": retry["error"], "dropped": retry["dropped"]}
+    said = ", ".join(f"{count:,} {words}" for words, count in became.items() if count)
+    left = f"{retry['left']:,} error rows are left" + (
+        f" ({_counts(retry['left_by_type'])})" if retry["left"] else ""
+    )
+    return f"{retry['taken']:,} taken: {said}; {left}"
 
 
 def _counts(errors: Mapping[str, int]) -> str:

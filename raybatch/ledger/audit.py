@@ -1,7 +1,8 @@
 """Checks the invariants of the ledger on what is stored, and on nothing else: no pipeline, no source, no Ray.
 
-Reads every stored byte once or twice, writes nothing. Memory is bounded by one epoch's records, the ids of
-its largest unit, and a table of hashes that spills to temporary files.
+Reads every stored byte once or twice, writes nothing. Memory is bounded by half a kilobyte per unit of the
+largest epoch, 8 bytes per row of the largest units, and a table of hashes that spills to temporary files (8 bytes
+per input row).
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from raybatch.errors import LedgerError, SinkError
 from raybatch.ledger import keys
-from raybatch.ledger.audit_epoch import EpochAudit, Findings
+from raybatch.ledger.audit_epoch import EpochAudit
+from raybatch.ledger.audit_retry import RetryAudit
+from raybatch.ledger.findings import Findings
 from raybatch.ledger.records import Commit, Plan
-from raybatch.ledger.row_ids import HashSpool, hash_rows, input_rows, spell
+from raybatch.ledger.row_ids import Hashes, HashSpool, spell
+from raybatch.store.ahead import map_ahead
 from raybatch.store.base import Store
 from raybatch.store.objects import exists
 
@@ -34,6 +37,7 @@ INVARIANTS: Mapping[str, str] = {
 _NOT_APPLICABLE = {"I7": "only sources with group offsets (Kafka) have any"}
 
 _MAX_SUSPECTS = 10_000
+_EPOCHS_AHEAD = 2  # a plan of a million units is 60 MB
 
 R = TypeVar("R", Plan, Commit)
 
@@ -78,6 +82,15 @@ def audit(store: Store) -> AuditReport:
     return _Audit(store).run()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """The records of an epoch; in place of one that cannot be read, why."""
+
+    epoch: int
+    plan: Plan | LedgerError | None
+    commit: Commit | LedgerError | None
+
+
 class _Audit:
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -85,6 +98,7 @@ class _Audit:
         self.pipeline: str | None = None
         self.named: set[str] = set()  # files that commits name
         self.committed: list[int] = []
+        self.retries = RetryAudit(store)
 
     def run(self) -> AuditReport:
         planned = self._epochs(keys.PLANS)
@@ -96,8 +110,8 @@ class _Audit:
         self._check_gaps(planned, committed)
         with HashSpool() as spool:
             before: Commit | None = None
-            for epoch in planned:
-                before = self._check_epoch(epoch, before, spool) or before
+            for stored in map_ahead(self._load_epoch, planned, threads=_EPOCHS_AHEAD):
+                before = self._check_epoch(stored, before=before, spool=spool) or before
             self._check_twice(spool)
         self._check_strangers(planned)
         return self._report()
@@ -126,29 +140,38 @@ class _Audit:
         for epoch in sorted(set(committed) - set(planned)):
             self.findings.fail("I1", f"epoch {epoch} is committed, and has no plan")
 
-    def _check_epoch(self, epoch: int, before: Commit | None, spool: HashSpool) -> Commit | None:
-        """Check what an epoch has of its own and between it and the one before; gives its commit."""
-        plan = self._load(Plan, keys.plan_key(epoch))
-        commit = self._load(Commit, keys.commit_key(epoch))
-        if plan is None:
-            return commit
-        for record in (plan, commit):
-            self._check_identity(record, epoch)
-        self._check_chain(plan, commit, before)
-        if commit is not None:
-            self.committed.append(epoch)
-            self.named.update(file.key for file in (*commit.data, *commit.errors))
-        EpochAudit(self.store, self.findings, plan, commit).run(spool)
-        return commit
+    def _load_epoch(self, epoch: int) -> _Stored:
+        plan, commit = self._load(Plan, keys.plan_key(epoch)), self._load(Commit, keys.commit_key(epoch))
+        return _Stored(epoch=epoch, plan=plan, commit=commit)
 
-    def _load(self, cls: type[R], key: str) -> R | None:
+    def _load(self, cls: type[R], key: str) -> R | LedgerError | None:
         try:
             return cls.from_json(self.store.read(key), where=key)
         except KeyError:
             return None
         except LedgerError as error:
-            self.findings.fail("I1", str(error))
+            return error
+
+    def _check_epoch(self, stored: _Stored, *, before: Commit | None, spool: HashSpool) -> Commit | None:
+        """Check what an epoch has of its own and between it and the one before; gives its commit."""
+        plan, commit = self._readable(stored.plan), self._readable(stored.commit)
+        if plan is None:
+            return commit
+        for record in (plan, commit):
+            self._check_identity(record, stored.epoch)
+        self._check_chain(plan, commit, before)
+        if commit is not None:
+            self.committed.append(stored.epoch)
+            self.named.update(file.key for file in (*commit.data, *commit.errors))
+        self.retries.follow(plan, commit, self.findings)
+        EpochAudit(self.store, self.findings, plan, commit).run(spool.add)
+        return commit
+
+    def _readable(self, record: R | LedgerError | None) -> R | None:
+        if isinstance(record, LedgerError):
+            self.findings.fail("I1", str(record))
             return None
+        return record
 
     def _check_identity(self, record: Plan | Commit | None, epoch: int) -> None:
         if record is None:
@@ -189,27 +212,30 @@ class _Audit:
             return
         seen: dict[tuple[str, int], str] = {}
         # Equal hashes are no proof: at a billion rows, two different ones share a hash in 1 audit of 40
-        for where, rows in self._rows_with(np.array(suspects[:_MAX_SUSPECTS], dtype=np.uint64)):
-            for row in rows.to_pylist():
-                other = seen.setdefault((row["_source"], row["_row"]), where)
-                if other != where:
-                    self.findings.fail("I6", f"{spell(row)} is in {other} and in {where}")
+        for where, row in self._rows_among(np.array(suspects[:_MAX_SUSPECTS], dtype=np.uint64)):
+            other = seen.setdefault((row["_source"], row["_row"]), where)
+            if other != where:
+                self.findings.fail("I6", f"{spell(row)} is in {other} and in {where}")
 
-    def _rows_with(self, hashes: Any) -> Iterator[tuple[str, pa.Table]]:
-        """Input rows of committed units whose hash is among `hashes`, by unit."""
+    def _rows_among(self, hashes: Hashes) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Input rows of committed units whose hash is among `hashes`, each with its unit, once for each unit."""
         for epoch in self.committed:
             plan = self._load(Plan, keys.plan_key(epoch))
-            if plan is None:
+            if not isinstance(plan, Plan) or plan.retry is not None:
                 continue
-            for where, ids in EpochAudit(self.store, Findings(), plan, None).unit_ids():
-                rows = input_rows(ids).select(["_source", "_row"])
-                yield where, rows.filter(pa.array(np.isin(hash_rows(rows), hashes)))
+            told: set[tuple[str, str, int]] = set()
+            for where, row in EpochAudit(self.store, Findings(), plan, None).rows_among(hashes):
+                place = (where, row["_source"], row["_row"])
+                if place not in told:  # not for each row that was made from it
+                    told.add(place)
+                    yield where, {"_source": row["_source"], "_row": row["_row"]}
 
     def _check_strangers(self, planned: list[int]) -> None:
         """What is there and named by nobody."""
         folders = {keys.units_prefix(epoch) for epoch in planned}
         for entry in self.store.list(keys.UNITS):
-            if not entry.key.startswith(tuple(folders)):
+            folder = entry.key.removeprefix(keys.UNITS).partition("/")[0]
+            if f"{keys.UNITS}{folder}/" not in folders:
                 self.findings.fail("I3", f"{entry.key} is of no epoch that has a plan")
                 break
         last = max(self.committed, default=-1)
@@ -235,15 +261,15 @@ class _Audit:
         )
 
     def _check(self, invariant: str) -> Check:
-        claim, failed = INVARIANTS[invariant], self.findings.failed.get(invariant, [])
+        claim, first = INVARIANTS[invariant], self.findings.failed.get(invariant)
         reason = _NOT_APPLICABLE.get(invariant)
         if reason is not None:
             return Check(invariant=invariant, claim=claim, status="not applicable", checked=reason)
         return Check(
             invariant=invariant,
             claim=claim,
-            status="failed" if failed else "ok",
+            status="ok" if first is None else "failed",
             checked=self.findings.checked(invariant),
             violations=self.findings.violations[invariant],
-            first=failed[0] if failed else None,
+            first=first,
         )

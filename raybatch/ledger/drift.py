@@ -50,7 +50,8 @@ def drift_error(epoch: int, found: Sequence[Difference]) -> DriftError:
     return DriftError(
         f"epoch {epoch} is unfinished, and the pipeline has changed since it was planned:\n{lines}\n"
         "Published rows came from the pipeline as it was. Choose: undo the change, and run again to finish"
-        " the epoch; or finish it with the changed pipeline (--allow-drift: the commit records the"
+        " the epoch (the next one, of new input or of error rows by `raybatch retry`, may then come from the"
+        " changed pipeline); or finish it with the changed pipeline (--allow-drift: the commit records the"
         " differences); or start anew at another sink.path"
     )
 

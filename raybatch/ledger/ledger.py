@@ -6,13 +6,18 @@ plan, unit and commit is created once, and whoever comes second is given what st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from functools import partial
+from itertools import chain
 
 from raybatch.errors import LedgerError, LostRaceError, SinkError, StoreError
 from raybatch.ledger import keys
 from raybatch.ledger.failpoints import failpoint
 from raybatch.ledger.records import JSON, Commit, DataFile, Plan, UnitRecord
+from raybatch.store.ahead import map_ahead
 from raybatch.store.base import Store
+
+RECORDS_PER_ERRAND = 16
 
 
 class Ledger:
@@ -78,16 +83,20 @@ class Ledger:
         return self._parse_plan(key, text, epoch=plan.epoch)
 
     def published(self, plan: Plan) -> set[int]:
-        """The units of `plan` that are published. One listing."""
-        found = set()
-        for entry in self.store.list(keys.units_prefix(plan.epoch)):
+        """The units of `plan` that are published. A listing per thousand units, some at a time."""
+        folders = keys.unit_folders(plan.epoch, units=len(plan.units))
+        return set(chain.from_iterable(map_ahead(partial(self._published_in, plan), folders)))
+
+    def _published_in(self, plan: Plan, folder: str) -> list[int]:
+        found = []
+        for entry in self.store.list(folder):
             unit = keys.unit_of(entry.key)
             if unit is None or unit >= len(plan.units):
                 raise LedgerError(
                     f"{self._at(entry.key)} is no unit of the plan of epoch {plan.epoch}, which has"
                     f" {len(plan.units)} units"
                 )
-            found.add(unit)
+            found.append(unit)
         return found
 
     def record(self, plan: Plan, unit: int) -> UnitRecord:
@@ -97,6 +106,10 @@ class Ledger:
         if text is None:
             raise LedgerError(f"{self._at(key)} is missing: unit {unit} is not published, or was deleted")
         return self._parse_record(key, text, plan_id=plan.plan_id, epoch=plan.epoch, unit=unit)
+
+    def records(self, plan: Plan, units: Iterable[int]) -> Generator[UnitRecord]:
+        """As `record`, in the order of `units`, some read ahead."""
+        return map_ahead(partial(self.record, plan), units, batch=RECORDS_PER_ERRAND)
 
     def publish(self, record: UnitRecord) -> UnitRecord:
         """Publish a unit whose parts are durable; gives the record that stands.
@@ -176,7 +189,8 @@ class Ledger:
                 f"{where} names {len(commit.units)} of {len(plan.units)} units, and {len(missing)} of them"
                 f" are not published (first: {min(missing, default='none')})"
             )
-        if (commit.plan_id, commit.start, commit.end) != (plan.plan_id, plan.start, plan.end):
+        said = (commit.plan_id, commit.start, commit.end, commit.retry)
+        if said != (plan.plan_id, plan.start, plan.end, plan.retry):
             raise LedgerError(f"{where} is not of this plan, {plan.plan_id}")
         _check_files(where, commit.data, rows=commit.totals.ok, what="ok")
         _check_files(where, commit.errors, rows=commit.totals.error, what="error")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -22,9 +24,11 @@ from raybatch.errors import LedgerError
 from raybatch.ledger import codec
 from raybatch.ledger.drift import Difference
 from raybatch.ledger.keys import DATA, ERRORS
-from raybatch.sources.base import UnitSpec
+from raybatch.ledger.units import Units
 
 JSON = Mapping[str, Any]
+
+V = TypeVar("V")
 
 PART_KINDS = ("ok", "errors", "dropped")
 
@@ -34,11 +38,13 @@ class Layout:
     """How parts become files, fixed by the plan so that every driver makes the same ones.
 
     A unit's part of at least `small_bytes` becomes a file as it is; smaller ones are merged, in the order of
-    units, to about `target_bytes`. `algorithm` names the rules, in case they ever change.
+    units, to about `target_bytes`. With `partition_by`, columns, a file holds rows of one partition only.
+    `algorithm` names the rules, in case they ever change.
     """
 
     target_bytes: int
     small_bytes: int
+    partition_by: tuple[str, ...] = ()
     algorithm: int = 1
 
 
@@ -52,26 +58,49 @@ class PlanRef:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retry:
+    """What a retry epoch takes: of the units that its own units name, the error rows that were still live, of
+    these types and stages; an empty list means any. `epochs` are those that were asked for, empty: all.
+
+    `rows` counts them by epoch (as text, for JSON) and type.
+    """
+
+    types: tuple[str, ...]
+    stages: tuple[str, ...]
+    epochs: tuple[int, ...]
+    rows: Mapping[str, Mapping[str, int]]
+
+    @property
+    def taken(self) -> int:
+        """How many error rows."""
+        return sum(sum(types.values()) for types in self.rows.values())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """`start` is the position before the epoch (None: the very beginning), `end` the one after it.
 
-    `schema` is the input's Arrow schema, as text; `fingerprint` what decides the output. `plan_id` is the
-    digest of all the rest: leave it empty to have it computed; a wrong one is a `LedgerError`.
+    `units` may be given as any sequence of `UnitSpec`, and are held by column. `schema` is the input's Arrow
+    schema, as text; `fingerprint` what decides the output. `plan_id` is the
+    digest of all the rest: leave it empty to have it computed; a wrong one is a `LedgerError`. With `retry` the
+    units are error rows of earlier epochs, and `end` equals `start`; see `raybatch.ledger.retries`.
     """
 
     epoch: int
     pipeline: str
     start: JSON | None
     end: JSON
-    units: tuple[UnitSpec, ...]
+    units: Units
     schema: str
     fingerprint: JSON
     layout: Layout
     created_by: str
     created_at: str
+    retry: Retry | None = None
     plan_id: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "units", Units.of(self.units))
         content = codec.encode(self)
         del content["plan_id"]
         digest = hashlib.sha256(codec.canonical(content).encode()).hexdigest()
@@ -79,7 +108,7 @@ class Plan:
             raise LedgerError(f"the plan of epoch {self.epoch} is not the one that its id was made for")
         object.__setattr__(self, "plan_id", digest)
 
-    @property
+    @functools.cached_property
     def input_schema(self) -> pa.Schema:
         """The Arrow schema of the tables that the source delivers."""
         return schema_from_text(self.schema)
@@ -104,7 +133,7 @@ class Plan:
             raise error if where in str(error) else LedgerError(f"{where}: {error}") from None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
     """Rows of a unit or an epoch. `rows_in` came from the source, `made` are those that stages added."""
 
@@ -128,7 +157,7 @@ class Counts:
         return f"{came}, {self.ok} ok, {self.error} errors, {self.dropped} dropped"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """A Parquet object with the rows of one kind of one attempt. `size` in bytes."""
 
@@ -138,11 +167,27 @@ class Part:
     rows: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Partition:
+    """What a unit's ok part holds of one partition, such as `path` "lang=en/day=2026-11-01": the next
+    `row_groups` row groups after those of the partitions before it. `size` in bytes, compressed."""
+
+    path: str
+    rows: int
+    size: int
+    row_groups: int
+
+    def __post_init__(self) -> None:
+        # The same in many units, and a driver holds the records of all
+        object.__setattr__(self, "path", sys.intern(self.path))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UnitRecord:
     """A published unit. `parts` by kind ("ok", "errors", "dropped"); a kind without rows has none.
 
-    `schema` is that of the ok rows, as text, also when there are none. `stats` are sums such as tokens.
+    `partitions` are those of the ok part, in order of path; none where the layout has no `partition_by`.
+    `schema` is that of the ok part, as text, also when there is none. `stats` are sums such as tokens.
     """
 
     plan_id: str
@@ -155,11 +200,21 @@ class UnitRecord:
     stats: Mapping[str, float]
     schema: str
     created_at: str
+    partitions: tuple[Partition, ...] = ()
+    _digest: bytes = field(
+        default=b"", init=False, repr=False, compare=False
+    )  # of the bytes it was read from
 
     @property
     def checksum(self) -> str:
         """SHA-256 of the stored bytes."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return (self._digest or hashlib.sha256(self.to_json().encode()).digest()).hex()
+
+    @property
+    def row_groups(self) -> dict[str, range]:
+        """Which row groups of the ok part each partition has, by path."""
+        ends = accumulate((one.row_groups for one in self.partitions), initial=0)
+        return {one.path: range(a, b) for one, (a, b) in zip(self.partitions, pairwise(ends), strict=True)}
 
     def to_json(self) -> str:
         return codec.dumps(self)
@@ -168,11 +223,23 @@ class UnitRecord:
     def from_json(cls, text: str | bytes, *, where: str = "a unit record") -> UnitRecord:
         """Raises `LedgerError` that names `where`."""
         record = codec.loads(cls, text, where=where)
-        # A thousand units have a handful of schemas; a driver holds all records at once
-        return replace(record, schema=sys.intern(record.schema))
+        stored = text.encode() if isinstance(text, str) else text
+        own = {
+            # There is one spelling of a record, so these bytes are those that it would be stored as
+            "_digest": hashlib.sha256(stored).digest(),
+            # A million units have a handful of schemas and names; a driver holds all records at once
+            "plan_id": sys.intern(record.plan_id),
+            "schema": sys.intern(record.schema),
+            "parts": _interned(record.parts),
+            "error_types": _interned(record.error_types),
+            "stats": _interned(record.stats),
+        }
+        for name, value in own.items():
+            object.__setattr__(record, name, value)
+        return record
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataFile:
     """A file below data/ or errors/, and the units whose rows it holds, in their order in the file."""
 
@@ -183,7 +250,7 @@ class DataFile:
     units: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CommittedUnit:
     """Which attempt a unit's record named, and the record's SHA-256."""
 
@@ -196,6 +263,8 @@ class Commit:
     """A complete epoch. `units[i]` is unit i of the plan.
 
     `drift` lists how the pipeline that finished the epoch differed from the planned one, if that was allowed.
+    `retry` is the plan's: its rows are taken back from the errors of earlier epochs, and `totals` counts them in
+    again.
     """
 
     epoch: int
@@ -212,6 +281,7 @@ class Commit:
     stats: Mapping[str, float]
     drift: tuple[Difference, ...]
     created_at: str
+    retry: Retry | None = None
 
     @classmethod
     def of(
@@ -245,6 +315,7 @@ class Commit:
             stats=dict(stats),
             drift=tuple(drift),
             created_at=now(),
+            retry=plan.retry,
         )
 
     def to_json(self) -> str:
@@ -254,6 +325,10 @@ class Commit:
     def from_json(cls, text: str | bytes, *, where: str = "a commit") -> Commit:
         """Raises `LedgerError` that names `where`."""
         return codec.loads(cls, text, where=where)
+
+
+def _interned(entries: Mapping[str, V]) -> Mapping[str, V]:
+    return {sys.intern(name): value for name, value in entries.items()}
 
 
 def now() -> str:

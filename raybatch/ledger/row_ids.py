@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raybatch.rows import ID_COLUMNS
+from raybatch.rows import ID_COLUMNS, ID_SCHEMA
 
 Hashes: TypeAlias = "np.ndarray[Any, np.dtype[np.uint64]]"
 
 _PARTITIONS = 64
+_SORTED_TOGETHER = 1 << 20
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -46,12 +47,31 @@ def spell(row: dict[str, Any]) -> str:
 
 def hash_rows(rows: pa.Table) -> Hashes:
     """A 64-bit hash of each (`_source`, `_row`). Two rows of one source never share one."""
-    sources = rows["_source"].combine_chunks().dictionary_encode()
-    names = sources.dictionary.to_pylist()
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
-    of_source = np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
-    x = of_source[sources.indices.to_numpy()] + rows["_row"].to_numpy().astype(np.uint64) * _GOLDEN
-    # splitmix64's finaliser: a bijection, so what differs above still differs below
+    return _mixed(_hash_texts(rows["_source"]) + rows["_row"].to_numpy().astype(np.uint64) * _GOLDEN)
+
+
+def hash_ids(ids: pa.Table) -> Hashes:
+    """A 64-bit hash of each whole id."""
+    rows, children = hash_rows(ids), ids["_child"]
+    return _mixed(rows if children.null_count == len(children) else rows ^ _hash_texts(children))
+
+
+def _hash_texts(texts: pa.ChunkedArray) -> Hashes:
+    """Of null it is 0."""
+    coded = texts.combine_chunks()
+    if not pa.types.is_dictionary(coded.type):
+        coded = coded.dictionary_encode()
+    digests = [
+        hashlib.blake2b(text.encode(), digest_size=8).digest() for text in coded.dictionary.to_pylist()
+    ]
+    of_text = np.frombuffer(b"".join([*digests, bytes(8)]), dtype="<u8").astype(np.uint64)
+    places = coded.indices.fill_null(len(digests)).to_numpy(zero_copy_only=False)
+    hashes: Hashes = of_text[places]
+    return hashes
+
+
+def _mixed(x: Hashes) -> Hashes:
+    """splitmix64's finaliser: a bijection, so what differs still differs, in all bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: Hashes = x ^ (x >> np.uint64(31))
@@ -65,6 +85,8 @@ class HashSpool:
     def __init__(self, *, memory_hashes: int = 32_000_000) -> None:
         self._limit = memory_hashes
         self._folder = tempfile.TemporaryDirectory(prefix="raybatch-audit-")
+        self._new: list[Hashes] = []
+        self._new_count = 0
         self._held: list[list[Hashes]] = [[] for _ in range(_PARTITIONS)]
         self._count = 0
 
@@ -75,19 +97,28 @@ class HashSpool:
         self._folder.cleanup()
 
     def add(self, hashes: Hashes) -> None:
-        """Add hashes, in any order."""
-        ordered = np.sort(hashes)
+        """Add hashes, in any order. Keeps the array."""
+        self._new.append(hashes)
+        self._new_count += len(hashes)
+        # Not one by one: 64 arrays of a unit's few rows each would weigh more than the hashes in them
+        if self._new_count >= min(_SORTED_TOGETHER, self._limit):
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        ordered = np.sort(np.concatenate([np.empty(0, dtype=np.uint64), *self._new]))
         # uint64 // 2**58 is the top six bits: which of the 64 partitions
         edges = np.searchsorted(ordered, np.arange(1, _PARTITIONS, dtype=np.uint64) << np.uint64(58))
         for held, piece in zip(self._held, np.split(ordered, edges), strict=True):
             if len(piece):
                 held.append(piece)
-        self._count += len(hashes)
+        self._count += self._new_count
+        self._new, self._new_count = [], 0
         if self._count > self._limit:
             self._spill()
 
     def twice(self) -> Iterator[Hashes]:
         """The hashes that were added more than once, by partition, sorted."""
+        self._sort_in()
         for number, held in enumerate(self._held):
             pieces = [*held]
             if os.path.exists(self._path(number)):
@@ -113,18 +144,32 @@ class IdReader:
 
     def __init__(self, parquet: Any) -> None:
         self._batches = parquet.iter_batches(columns=list(ID_COLUMNS))
-        self._held = pa.Table.from_batches([], parquet.schema_arrow).select(list(ID_COLUMNS))
+        self._held = ID_SCHEMA.empty_table()
 
     def take(self, count: int) -> pa.Table:
         """The next `count` ids; fewer at the end of the file."""
-        while len(self._held) < count:
-            batch = next(self._batches, None)
-            if batch is None:
-                break
-            more = pa.Table.from_batches([batch]).select(list(ID_COLUMNS)).cast(self._held.schema)
-            self._held = pa.concat_tables([self._held, more])
+        while len(self._held) < count and self._read_on():
+            continue
         taken, self._held = self._held.slice(0, count), self._held.slice(count)
         return taken
+
+    def skip(self, count: int) -> None:
+        """As `take`, and forget them."""
+        left = count
+        while left > len(self._held):
+            left -= len(self._held)
+            self._held = ID_SCHEMA.empty_table()
+            if not self._read_on():
+                return
+        self._held = self._held.slice(left)
+
+    def _read_on(self) -> bool:
+        batch = next(self._batches, None)
+        if batch is None:
+            return False
+        more = pa.Table.from_batches([batch]).select(list(ID_COLUMNS)).cast(ID_SCHEMA)
+        self._held = pa.concat_tables([self._held, more])
+        return True
 
 
 def first_difference(expected: pa.Table, found: pa.Table) -> str | None:

@@ -10,15 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from raybatch.runtime.drain import StopSign
 from raybatch.runtime.worker import Publish, ReadThen, ReadUnit, RunStage, Steps
 
 
 def records(
-    reads: Sequence[ReadUnit], stages: Sequence[RunStage], publish: Publish, *, in_flight: int
+    reads: Sequence[ReadUnit],
+    stages: Sequence[RunStage],
+    publish: Publish,
+    *,
+    in_flight: int,
+    stop: StopSign,
 ) -> Iterator[str]:
     """Run the units and give each unit's record (JSON) as soon as it is published, in no particular order.
 
-    At most `in_flight` units are worked on at a time. Closing the iterator stops the work.
+    At most `in_flight` units are worked on at a time. Units that have not begun when `stop` goes up have no
+    record. Closing the iterator stops the work.
     """
     import ray.data
 
@@ -32,7 +39,7 @@ def records(
     context.max_errored_blocks = 0
     (first, asked), *others = _tasks([*stages, publish], _resources(stages))
     data = ray.data.read_datasource(
-        _units(reads, first),
+        _units(reads, first, stop),
         override_num_blocks=len(reads),
         compute=ray.data.TaskPoolStrategy(size=in_flight),
         **asked,
@@ -84,7 +91,7 @@ def _resources(stages: Sequence[RunStage]) -> list[Mapping[str, Any]]:
     return [*asked, asked[-1]]
 
 
-def _units(reads: Sequence[ReadUnit], first: Steps) -> Any:
+def _units(reads: Sequence[ReadUnit], first: Steps, stop: StopSign) -> Any:
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
@@ -93,7 +100,7 @@ def _units(reads: Sequence[ReadUnit], first: Steps) -> Any:
             return sum(read.unit.bytes for read in reads)
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
-            return [ReadTask(ReadThen(read=read, steps=first), _metadata(read)) for read in reads]
+            return [ReadTask(ReadThen(read=read, steps=first, stop=stop), _metadata(read)) for read in reads]
 
         def get_name(self) -> str:
             return "->".join(["Unit", *(type(step).__name__ for step in first.steps)])

@@ -11,6 +11,7 @@ from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Plan, UnitRecord
 from raybatch.runtime import cluster, dataset, engines
 from raybatch.runtime.cluster import Cluster
+from raybatch.runtime.drain import drained_on_sigterm
 from raybatch.runtime.engines import Engines
 from raybatch.runtime.progress import Tally
 from raybatch.runtime.watch import Watch
@@ -23,25 +24,37 @@ from raybatch.stages.base import StageContext
 UNITS_PER_REPLICA = 3
 # Small units: as many as hold this many rows, four times what a large engine (1,024 sequences) computes at once
 ROWS_PER_REPLICA = 4096
+# Ray Data prepares all read tasks of a dataset before the first one runs: 1.5 ms and 12 kB each, so a million would
+# take half an hour and 12 GB. Between two datasets engines run dry for some seconds; so many units make up for it.
+UNITS_PER_DATASET = 10_000
 BYTES_PER_ROW = 256  # where the source does not know: a short prompt
 
 
 def execute(
-    pipeline: Pipeline, plan: Plan, todo: Sequence[int], *, source: Source, ledger: Ledger, watch: Watch
+    pipeline: Pipeline,
+    plan: Plan,
+    todo: Sequence[int],
+    *,
+    source: Source,
+    ledger: Ledger,
+    watch: Watch,
+    max_error_rate: float | None = None,
 ) -> None:
-    """Publish the units `todo` of `plan`, telling `watch` of each.
+    """Publish the units `todo` of `plan`, telling `watch` of each. `max_error_rate`: by default the pipeline's.
 
-    Raises the `RaybatchError` that ended the work; units published until then stay so. Every engine is
-    released when this returns, however it does.
+    Raises the `RaybatchError` that ended the work, and `KeyboardInterrupt` when a signal did; units published
+    until then stay so. SIGTERM lets units that have begun be finished, for up to `run.grace_s`. Every engine
+    is released when this returns, however it does.
     """
+    rate = pipeline.run.max_error_rate if max_error_rate is None else max_error_rate
     specs = [spec for stage in pipeline.stages for spec in stage.engines()]
     with (
         cluster.connect() as found,
         engines.started(specs, cluster=found) as pools,
         watch.following(pools.status),
+        drained_on_sigterm(grace_s=pipeline.run.grace_s, say=watch.say) as drain,
     ):
         _refuse_stages_without_a_place(pipeline, found)
-        reads = [_read(plan, unit, source=source) for unit in todo]
         stages = _stages(pipeline, run_id=watch.run_id, pools=pools)
         models = {stage.name: spec.model for stage in pipeline.stages for spec in stage.engines()}
         publish = Publish(
@@ -50,11 +63,18 @@ def execute(
             plan=plan.reference(),
             metadata={"models": json.dumps(models)},
         )
-        in_flight = pipeline.run.in_flight_units or _in_flight([r.unit for r in reads], pools, found)
         try:
-            for text in dataset.records(reads, stages, publish, in_flight=min(in_flight, len(reads))):
-                watch.add(plan, UnitRecord.from_json(text))
-                refuse_too_many_errors(watch.tally, pipeline.run.max_error_rate, complete=False)
+            for first in range(0, len(todo), UNITS_PER_DATASET):
+                some = todo[first : first + UNITS_PER_DATASET]
+                reads = [_read(plan, unit, source=source) for unit in some]
+                in_flight = pipeline.run.in_flight_units or _in_flight([r.unit for r in reads], pools, found)
+                at_once = min(in_flight, len(reads))
+                for text in dataset.records(reads, stages, publish, in_flight=at_once, stop=drain.sign):
+                    watch.add(plan, UnitRecord.from_json(text))
+                    refuse_too_many_errors(watch.tally, rate, complete=False)
+                    publish.sink.check_partitions(watch.tally.partitions)
+                if drain.asked:
+                    raise KeyboardInterrupt
         except Exception as error:
             raise _known(error) from error
 
@@ -72,8 +92,9 @@ def refuse_too_many_errors(tally: Tally, rate: float, *, complete: bool) -> None
         kinds = ", ".join(f"{kind} {count}" for kind, count in tally.errors.most_common(3))
         raise TooManyErrorsError(
             f"{errors} of {rows} rows are error rows ({kinds}), and run.max_error_rate is {rate:g};"
-            " what is published stays. Mend the cause and run again to another output, or accept them:"
-            " run again with a higher --set run.max_error_rate=..."
+            " what is published stays. Mend the cause and take the error rows again (raybatch retry, with"
+            " --allow-drift if the pipeline has changed); or accept them: run again with a higher --set"
+            " run.max_error_rate=...; or run again to another output"
         )
 
 

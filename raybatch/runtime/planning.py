@@ -8,16 +8,19 @@ from typing import Any
 from raybatch.ledger.drift import differences, drift_error
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Plan, now, schema_to_text
+from raybatch.ledger.units import Units
+from raybatch.runtime.history import earlier_units
 from raybatch.runtime.watch import Watch
 from raybatch.sources.base import Source
-from raybatch.spec.columns import check_columns
+from raybatch.spec.columns import check_columns, keeps_columns
 from raybatch.spec.pipeline import Pipeline
 
 MIB = 1 << 20
 # A unit is what is lost when a worker dies, and what a resume counts in; overhead per unit is some 100 ms.
-# 1,024 prompts or 4,096 texts are seconds to minutes of an engine; 64 MiB are about a second without one.
+# 1,024 prompts or 4,096 texts are seconds to minutes of an engine; 128 MiB are a second or two without one, and
+# even a quarter of them, compressed, is a file that readers take as it is: merging would do the work again.
 UNIT_LIMITS = {"vllm": (1024, 8 * MIB), "sentence_transformers": (4096, 16 * MIB)}
-UNIT_LIMITS_WITHOUT_ENGINE = (1_000_000, 64 * MIB)
+UNIT_LIMITS_WITHOUT_ENGINE = (1_000_000, 128 * MIB)
 
 
 def unfinished_plan(pipeline: Pipeline, ledger: Ledger, *, allow_drift: bool, watch: Watch) -> Plan | None:
@@ -32,6 +35,7 @@ def unfinished_plan(pipeline: Pipeline, ledger: Ledger, *, allow_drift: bool, wa
     changed = differences(plan.fingerprint, fingerprint(pipeline))
     if changed and not allow_drift:
         raise drift_error(plan.epoch, changed)
+    pipeline.sink.build().check_beside(plan.layout)
     watch.note(f"epoch {plan.epoch} is unfinished (planned by run {plan.created_by}): resuming it")
     for difference in changed:
         watch.note(f"--allow-drift: {difference}")
@@ -45,22 +49,26 @@ def new_plan(pipeline: Pipeline, ledger: Ledger, source: Source, *, run_id: str,
     The very first epoch is planned even when it is empty, so that an empty input has an output too.
     """
     epoch, start = ledger.position()
-    found = source.plan(after=start)
+    history = earlier_units(ledger, epochs=epoch)
+    found = source.plan(after=start, history=history, progress=watch.say)
     for text in found.notes:
         watch.note(text)
     if found.units:  # what is empty has no columns to check
         check_columns(pipeline, source_columns=found.schema.names)
     sink = pipeline.sink.build()
-    sink.check(found.schema)
+    sink.check(found.schema, kept=keeps_columns(pipeline))
     if not found.units and epoch > 0:
         return None
+    before = ledger.plan(epoch - 1) if epoch else None
+    if before is not None:
+        sink.check_beside(before.layout)
     return ledger.create_plan(
         Plan(
             epoch=epoch,
             pipeline=pipeline.name,
             start=start,
             end=found.end,
-            units=tuple(found.units),
+            units=Units.of(found.units),
             schema=schema_to_text(found.schema),
             fingerprint=fingerprint(pipeline),
             layout=sink.layout(),
@@ -71,19 +79,26 @@ def new_plan(pipeline: Pipeline, ledger: Ledger, source: Source, *, run_id: str,
 
 
 def build_source(pipeline: Pipeline) -> Source:
-    """The source, with units of the size that suits the pipeline's first engine."""
+    """The source, with units of the size that suits the pipeline."""
+    max_rows, max_bytes = unit_limits(pipeline)
+    source: Source = pipeline.source.build(max_rows=max_rows, max_bytes=max_bytes)
+    return source
+
+
+def unit_limits(pipeline: Pipeline) -> tuple[int, int]:
+    """The most rows and bytes of a unit: what the pipeline says, or what suits its first engine."""
     kinds = [spec.kind for stage in pipeline.stages for spec in stage.engines()]
     rows, size = UNIT_LIMITS.get(kinds[0], UNIT_LIMITS["vllm"]) if kinds else UNIT_LIMITS_WITHOUT_ENGINE
     unit = pipeline.run.unit
-    source: Source = pipeline.source.build(max_rows=unit.max_rows or rows, max_bytes=unit.max_bytes or size)
-    return source
+    return unit.max_rows or rows, unit.max_bytes or size
 
 
 def fingerprint(pipeline: Pipeline) -> dict[str, Any]:
     """What decides the output: the source, and each stage with its model's files or its code. Plain JSON;
-    compared with the plan's on resume."""
+    compared with the plan's on resume. How the storage is reached decides nothing."""
+    source = _plain(pipeline.raw.get("source", {}))
     return {
-        "source": _plain(pipeline.raw.get("source", {})),
+        "source": {key: value for key, value in source.items() if key != "storage"},
         "stages": [{"name": stage.name, **_plain(stage.fingerprint())} for stage in pipeline.stages],
     }
 

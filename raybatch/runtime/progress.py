@@ -73,10 +73,15 @@ class RunReport:
     engines: Sequence[Mapping[str, Any]]
     output: str
     notes: Sequence[str] = ()
+    retry: Mapping[str, Any] | None = None
+    """Only of a retry: how many rows it took (`taken`), what became of them (`ok`, `error`: failed again,
+    `dropped`), and the live error rows of the whole output (`left`, `left_by_type`)."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, in the order of the fields."""
+        """Plain JSON values, in the order of the fields; `retry` only where there is one."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.retry is None:
+            del plain["retry"]
         plain["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
         return {n: dict(v) if isinstance(v, Mapping) else v for n, v in plain.items()}
 
@@ -94,6 +99,7 @@ class Tally:
     bytes_done: int = 0
     rows: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    partitions: set[str] = field(default_factory=set)
     stats: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     started: float = field(default_factory=time.monotonic)
     first_published_s: float | None = None
@@ -106,6 +112,7 @@ class Tally:
         self.rows.update({"in": counts.rows_in, "ok": counts.ok, "error": counts.error})
         self.rows["dropped"] += counts.dropped
         self.errors.update(record.error_types)
+        self.partitions.update(one.path for one in record.partitions)
         if resumed:
             self.resumed += 1
             self.rows_resumed += counts.rows_in

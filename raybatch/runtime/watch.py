@@ -30,10 +30,15 @@ class Watch:
         self._notes: list[str] = []
         self._engines: Sequence[PoolStatus] = ()
         self._started = time.monotonic()
+        self._counting = threading.Lock()
 
     def note(self, text: str) -> None:
         """Something that a person should read, now and in the report."""
         self._notes.append(text)
+        self._reporter.note(text)
+
+    def say(self, text: str) -> None:
+        """Something that a person should read now; not in the report."""
         self._reporter.note(text)
 
     def enter(self, phase: str) -> None:
@@ -43,18 +48,19 @@ class Watch:
 
     def begin(self, plan: Plan) -> None:
         """The epoch is known; its published units are to be added, then the phase entered."""
-        rows = [unit.rows for unit in plan.units]
+        rows = plan.units.rows
         known = sum(r for r in rows if r is not None)
         self._epoch = plan.epoch
         self.tally = Tally(
             planned=len(plan.units),
             expected_rows=None if None in rows else known,
-            expected_bytes=sum(unit.bytes for unit in plan.units),
+            expected_bytes=sum(plan.units.sizes),
         )
 
     def add(self, plan: Plan, record: UnitRecord, *, resumed: bool = False) -> None:
-        """A unit is published."""
-        self.tally.add(record, unit_bytes=plan.units[record.unit].bytes, resumed=resumed)
+        """A unit is published. From several threads: the driver's, and the one that counts resumed units."""
+        with self._counting:
+            self.tally.add(record, unit_bytes=plan.units.sizes[record.unit], resumed=resumed)
 
     @contextmanager
     def following(self, engines: Callable[[], Sequence[PoolStatus]]) -> Iterator[None]:

@@ -16,7 +16,9 @@ from raybatch.errors import RaybatchError, StageError
 from raybatch.ledger.failpoints import failpoint
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import PlanRef
+from raybatch.retried import keep_wanted
 from raybatch.rows import UnitRows
+from raybatch.runtime.drain import StopSign
 from raybatch.sinks.base import Sink
 from raybatch.sources.base import Source, UnitSpec
 from raybatch.stages.base import Stage, StageConfig, StageContext, apply
@@ -82,8 +84,9 @@ class Publish:
 
     def __call__(self, rows: UnitRows) -> pa.Table:
         attempt = uuid.uuid4().hex[:12]
+        whole = keep_wanted(rows, stage="retry", last=True)
         record = self.sink.write(
-            rows, plan=self.plan, attempt=attempt, ledger=self.ledger, metadata=self.metadata
+            whole, plan=self.plan, attempt=attempt, ledger=self.ledger, metadata=self.metadata
         )
         return pa.table({"record": [record.to_json()]})
 
@@ -108,10 +111,14 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadThen:
-    """Reads a unit and takes it through the steps of the same task: a read task of Ray Data."""
+    """Reads a unit and takes it through the steps of the same task: a read task of Ray Data.
+
+    A run that is being drained begins no unit: then there is no block.
+    """
 
     read: ReadUnit
     steps: Steps
+    stop: StopSign
 
     def __call__(self) -> list[pa.Table]:
-        return [self.steps.after(self.read())]
+        return [] if self.stop.is_up() else [self.steps.after(self.read())]

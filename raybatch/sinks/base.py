@@ -7,7 +7,7 @@ once the ledger has committed it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow as pa
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import DataFile, Layout, Plan, PlanRef, UnitRecord
 from raybatch.rows import UnitRows
+from raybatch.store import Store, open_store
 
 ParallelMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """`map`, or one that calls a picklable function elsewhere; results in order."""
@@ -24,8 +25,20 @@ class Sink(Protocol):
     """See the module's docstring. Errors: `StoreError` where the storage fails, `LedgerError` where what is
     stored contradicts itself."""
 
-    def check(self, schema: pa.Schema) -> None:
-        """Raise `SinkError` for columns that it can never hold. Before any work; no I/O."""
+    def check(self, schema: pa.Schema, *, kept: bool) -> None:
+        """Raise `SinkError` for columns that it can never hold. Before any work; no I/O.
+
+        `schema` is that of the input. `kept` says that all of its columns reach the sink as they are; else a
+        stage may change them.
+        """
+
+    def check_beside(self, layout: Layout) -> None:
+        """Raise `SinkError` unless its files can stand beside those of an epoch with `layout`. Before any
+        work; no I/O."""
+
+    def check_partitions(self, paths: Collection[str]) -> None:
+        """Raise `TooManyPartitionsError` when an epoch cannot have so many partitions. `paths` are those of
+        the units published so far; on the driver, as each is published."""
 
     def layout(self) -> Layout:
         """What a new plan fixes about the files of its epoch."""
@@ -61,10 +74,21 @@ class Sink(Protocol):
 
 
 class SinkConfig(Protocol):
-    """What is expected of each sink's pydantic `Config`."""
+    """What is expected of each sink's pydantic `Config`.
+
+    One that reaches object stores also has a field `storage: StorageOptions | None`.
+    """
 
     type: str
     path: str
 
+    def reads(self) -> list[str]:
+        """Columns that it needs to find its rows a place: known before the run, and checked then."""
+
     def build(self) -> Sink:
         """The sink. No I/O."""
+
+
+def open_output(config: SinkConfig) -> Store:
+    """The store of the ledger and the files of `config`. No I/O. Raises `SinkError` for what none serves."""
+    return open_store(config.path, getattr(config, "storage", None))

@@ -8,10 +8,13 @@ compared with what it should be, and taken.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -21,19 +24,35 @@ from raybatch.ledger.failpoints import failpoint
 from raybatch.ledger.footers import PREFIX, extras, footer, open_parquet, read_footer
 from raybatch.ledger.records import DataFile, Part, Plan, PlanRef, UnitRecord, schema_from_text
 from raybatch.rows import ERROR_SCHEMA
+from raybatch.sinks.budget import Budget
 from raybatch.sinks.parquet_writer import RowGroupWriter, WriteOptions
 from raybatch.sinks.schemas import conform
+from raybatch.store.ahead import map_ahead
 from raybatch.store.base import Store
 from raybatch.store.objects import exists, sha256_of, size_of
+
+# Of the driver's memory, for all merges together: four files of the default size at a time, or many small ones
+MERGE_BYTES = 2 << 30
+_MERGES = Budget(MERGE_BYTES)
+_UNPACKED = 5  # bytes of rows in memory for one in a file; text is 3 to 5, vectors are 1
+
+# Parts that are read whole, and how many at a time; twice as many may wait for their turn: 64 MiB. Where only a
+# partition is wanted, the rest is read in vain; an object store's reader asks for 256 KiB at a time anyway.
+_WHOLE_BYTES = 4 << 20
+_WHOLE_BYTES_OF_PARTITIONS = 256 << 10
+_FETCHES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What one unit gives to a file."""
+    """What one unit gives to a file: the rows of `groups`, row groups of its part; None: all of the part."""
 
     unit: int
     attempt: str
     part: Part
+    rows: int
+    size: int
+    groups: range | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +66,7 @@ class FileJob:
 
     @property
     def rows(self) -> int:
-        return sum(piece.part.rows for piece in self.pieces)
+        return sum(piece.rows for piece in self.pieces)
 
     @property
     def units(self) -> list[tuple[int, str]]:
@@ -57,15 +76,23 @@ class FileJob:
 def lay_out(plan: Plan, records: Sequence[UnitRecord], schema: pa.Schema) -> list[FileJob]:
     """The files of an epoch, given the records of all of its units in order and the schema of its data.
 
-    An epoch with units but without a single ok row has one data file without rows, for its schema.
+    Partitions are laid out one after the other, in order of path, each by the same rules; numbers go on from
+    one to the next. An epoch with units but without a single ok row has one data file without rows, for its
+    schema; by partition it has none, since no partition would be right for it.
     """
     fits = {text: schema_from_text(text).equals(schema) for text in {record.schema for record in records}}
-    ok = [(_piece(r, "ok"), fits[r.schema]) for r in records if "ok" in r.parts]
-    errors = [(_piece(r, "errors"), True) for r in records if "errors" in r.parts]
-    groups = _group(ok, plan) or ([([], False)] if records else [])
+    ok: dict[str, list[tuple[Piece, bool]]] = {}
+    for record in records:
+        for path, piece in _ok_pieces(record):
+            ok.setdefault(path, []).append((piece, fits[record.schema] and piece.groups is None))
+    errors = [(_whole(r, "errors"), True) for r in records if "errors" in r.parts]
+    data = [(path, *group) for path in sorted(ok) for group in _group(ok[path], plan)]
+    if records and not data and not plan.layout.partition_by:
+        data = [("", [], False)]
+    rejected = [("", *group) for group in _group(errors, plan)]
     return [
-        *_jobs(keys.DATA, plan.epoch, groups, schema),
-        *_jobs(keys.ERRORS, plan.epoch, _group(errors, plan), ERROR_SCHEMA),
+        *_jobs(keys.DATA, plan.epoch, data, schema),
+        *_jobs(keys.ERRORS, plan.epoch, rejected, ERROR_SCHEMA),
     ]
 
 
@@ -107,41 +134,61 @@ def make_file(store: Store, plan: PlanRef, options: WriteOptions, job: FileJob) 
     return file
 
 
-def _piece(record: UnitRecord, kind: str) -> Piece:
-    return Piece(unit=record.unit, attempt=record.attempt, part=record.parts[kind])
+def _whole(record: UnitRecord, kind: str) -> Piece:
+    part = record.parts[kind]
+    return Piece(unit=record.unit, attempt=record.attempt, part=part, rows=part.rows, size=part.size)
+
+
+def _ok_pieces(record: UnitRecord) -> Iterator[tuple[str, Piece]]:
+    """By path of the partition, which is empty where there are none."""
+    if "ok" not in record.parts:
+        return
+    whole = _whole(record, "ok")
+    if len(record.partitions) < 2:
+        yield record.partitions[0].path if record.partitions else "", whole
+        return
+    groups = record.row_groups
+    for one in record.partitions:
+        yield one.path, replace(whole, rows=one.rows, size=one.size, groups=groups[one.path])
 
 
 def _group(pieces: Sequence[tuple[Piece, bool]], plan: Plan) -> list[tuple[list[Piece], bool]]:
     """Pieces by file, in the order of each file's first unit, and whether it can be linked.
 
-    A piece that fits the schema and is not small is a file; the others are gathered until the next would
-    exceed the target, across the large ones in between. One that stays alone is linked if it fits.
+    Each comes with whether it fits: is a whole part of the file's schema. One that does and is not small is a
+    file; the others are gathered until the next would exceed the target, across the large ones in between.
+    One that stays alone is linked if it fits.
     """
     layout = plan.layout
     groups: list[tuple[list[Piece], bool]] = []
     gathered: list[Piece] = []
     size, linkable = 0, False
     for piece, fits in pieces:
-        if fits and piece.part.size >= layout.small_bytes:
+        if fits and piece.size >= layout.small_bytes:
             groups.append(([piece], True))
             continue
-        if gathered and size + piece.part.size > layout.target_bytes:
+        if gathered and size + piece.size > layout.target_bytes:
             groups.append((gathered, linkable))
             gathered, size = [], 0
         linkable = fits and not gathered
         gathered.append(piece)
-        size += piece.part.size
+        size += piece.size
     if gathered:
         groups.append((gathered, linkable))
     return sorted(groups, key=lambda group: group[0][0].unit)
 
 
 def _jobs(
-    folder: str, epoch: int, groups: Sequence[tuple[list[Piece], bool]], schema: pa.Schema
+    folder: str, epoch: int, groups: Sequence[tuple[str, list[Piece], bool]], schema: pa.Schema
 ) -> list[FileJob]:
     return [
-        FileJob(key=keys.file_key(folder, epoch, n), pieces=tuple(pieces), schema=schema, linked=linked)
-        for n, (pieces, linked) in enumerate(groups)
+        FileJob(
+            key=keys.file_key(folder, epoch, n, partition=path),
+            pieces=tuple(pieces),
+            schema=schema,
+            linked=linked,
+        )
+        for n, (path, pieces, linked) in enumerate(groups)
     ]
 
 
@@ -152,9 +199,10 @@ def _make(store: Store, plan: PlanRef, options: WriteOptions, job: FileJob) -> D
             part = job.pieces[0].part
             made = store.link(part.key, job.key)
             return _file(job, size=part.size, sha256=part.sha256) if made else None
-        data = _merge(store, plan, options, job)
-        made = store.create(job.key, data)
-        return _file(job, size=len(data), sha256=hashlib.sha256(data).hexdigest()) if made else None
+        with _MERGES.using(_memory(options, job)):
+            data = _merge(store, plan, options, job)
+            made = store.create(job.key, data)
+            return _file(job, size=len(data), sha256=hashlib.sha256(data).hexdigest()) if made else None
     except StoreError:
         if not exists(store, job.key):
             raise
@@ -162,17 +210,30 @@ def _make(store: Store, plan: PlanRef, options: WriteOptions, job: FileJob) -> D
 
 
 def _merge(store: Store, plan: PlanRef, options: WriteOptions, job: FileJob) -> memoryview:
+    writer = RowGroupWriter(job.schema, options=options)
     footers = []
-    for piece in job.pieces:
-        with _open(store, piece.part.key) as part:
-            footers.append(read_footer(part.metadata))
-    writer = RowGroupWriter(job.schema, options=options, metadata=footer(plan, job.units, extras(footers)))
-    for piece in job.pieces:
-        with _open(store, piece.part.key) as part:
-            for group in range(part.num_row_groups):
-                where = f"unit {piece.unit} of epoch {plan.epoch}"
-                writer.write(conform(part.read_row_group(group), job.schema, where=where))
-    return memoryview(writer.close())
+    with closing(map_ahead(partial(_fetch, store), job.pieces, threads=_FETCHES)) as fetched:
+        for piece, file in zip(job.pieces, fetched, strict=True):
+            with open_parquet(file, where=f"{store.url}/{piece.part.key}") as part:
+                footers.append(read_footer(part.metadata))
+                for group in range(part.num_row_groups) if piece.groups is None else piece.groups:
+                    where = f"unit {piece.unit} of epoch {plan.epoch}"
+                    writer.write(conform(part.read_row_group(group), job.schema, where=where))
+    said = footer(plan, job.units, extras(footers), partition=keys.partition_of(job.key))
+    return memoryview(writer.close(metadata=said))
+
+
+def _fetch(store: Store, piece: Piece) -> BinaryIO:
+    """The part of a piece: a small one at once, since an object store takes longer to answer than to send it."""
+    limit = _WHOLE_BYTES if piece.groups is None else _WHOLE_BYTES_OF_PARTITIONS
+    key = piece.part.key
+    return io.BytesIO(store.read(key)) if piece.part.size <= limit else store.open(key)
+
+
+def _memory(options: WriteOptions, job: FileJob) -> int:
+    """Bytes that a merge needs, about: the file, and of its rows a row group read and one to be written."""
+    size = sum(piece.size for piece in job.pieces)
+    return size + min(2 * options.row_group_bytes, _UNPACKED * size)
 
 
 def _standing(store: Store, plan: PlanRef, job: FileJob) -> DataFile:
@@ -182,7 +243,13 @@ def _standing(store: Store, plan: PlanRef, job: FileJob) -> DataFile:
         rows = parquet.metadata.num_rows
         same_schema = parquet.schema_arrow.equals(job.schema)
     of_plan = said.get(f"{PREFIX}plan") == plan.plan_id
-    if not of_plan or said.get(f"{PREFIX}units") != json.dumps([list(unit) for unit in job.units]):
+    # A link has the part's footer, which names no partition
+    elsewhere = not job.linked and said.get(f"{PREFIX}partition", "") != keys.partition_of(job.key)
+    if (
+        not of_plan
+        or elsewhere
+        or said.get(f"{PREFIX}units") != json.dumps([list(unit) for unit in job.units])
+    ):
         raise _contradiction(
             store, job.key, plan.epoch, "holds other units than the plan and the units' records say"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +28,9 @@ class RowGroupWriter:
     group uncompressed and the object compressed, which for a merge is about a target file's size.
     """
 
-    def __init__(self, schema: pa.Schema, *, options: WriteOptions, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, schema: pa.Schema, *, options: WriteOptions, metadata: Mapping[str, str] | None = None
+    ) -> None:
         import pyarrow.parquet as pq
 
         self._options = options
@@ -35,12 +38,16 @@ class RowGroupWriter:
         self._held: list[pa.Table] = []
         self._held_rows = 0
         self._held_bytes = 0
+        self._row_groups = 0
+        self._ends: list[int] = []  # the row groups before each end of a partition
+        self._metadata: list[Any] = []  # pyarrow's FileMetaData, once it is closed
         self._sink = pa.BufferOutputStream()
         self._writer = pq.ParquetWriter(
             self._sink,
-            schema.with_metadata(dict(metadata)),
+            schema.with_metadata(dict(metadata or {})),
             compression=options.compression,
             compression_level=options.compression_level,
+            metadata_collector=self._metadata,
             **_encodings(schema),
         )
 
@@ -56,14 +63,28 @@ class RowGroupWriter:
             self._held_rows += len(piece)
             self._held_bytes += piece.nbytes
 
-    def close(self) -> pa.Buffer:
-        """The finished object."""
+    def end_partition(self) -> None:
+        """Rows that come from now on are in another row group than those before."""
         self._flush()
+        self._ends.append(self._row_groups)
+
+    def close(self, *, metadata: Mapping[str, str] | None = None) -> pa.Buffer:
+        """The finished object. `metadata` goes into its footer beside what is there already."""
+        self._flush()
+        if metadata:
+            self._writer.add_key_value_metadata(dict(metadata))
         self._writer.close()
         return self._sink.getvalue()
 
+    def partition_sizes(self) -> list[tuple[int, int]]:
+        """Compressed bytes and number of the row groups of each partition that was ended. Once it is closed."""
+        groups = [self._metadata[0].row_group(i) for i in range(self._row_groups)]
+        sizes = [sum(g.column(i).total_compressed_size for i in range(g.num_columns)) for g in groups]
+        return [(sum(sizes[a:b]), b - a) for a, b in pairwise([0, *self._ends])]
+
     def _flush(self) -> None:
         if self._held_rows:
+            self._row_groups += 1
             self._writer.write_table(pa.concat_tables(self._held), row_group_size=self._held_rows)
         self._held, self._held_rows, self._held_bytes = [], 0, 0
 

@@ -7,7 +7,7 @@ may be called any number of times, anywhere, for the same unit, also at the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,9 +16,14 @@ import pyarrow as pa
 from raybatch.rows import UnitRows
 
 JSON = Mapping[str, Any]
+Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
+def no_progress(text: str) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UnitSpec:
     """A bounded, replayable range of input. `range` is the source's own JSON; nobody else reads it.
 
@@ -35,6 +40,8 @@ class UnitSpec:
 class SourcePlan:
     """One epoch's input, frozen. `end` is the position after it, to be given to the next `plan(after=...)`.
 
+    `end` is in every plan and commit, so its size must not grow with the number of epochs. It differs from
+    `after` when there are units, and equals it when there are none, unless `after` is None.
     `schema` is that of every table that `read` returns, without the id columns. `units` is empty when there
     is nothing new.
     """
@@ -52,8 +59,18 @@ class Source(Protocol):
     def columns(self) -> list[str] | None:
         """The column names, as far as the config alone tells; None when only the input knows. No I/O."""
 
-    def plan(self, *, after: JSON | None) -> SourcePlan:
+    def plan(
+        self,
+        *,
+        after: JSON | None,
+        history: Iterable[UnitSpec] = (),
+        progress: Progress = no_progress,
+    ) -> SourcePlan:
         """Resolve the input once, on the driver. `after` is the last commit's end, None before the first.
+
+        `history` gives the units of all earlier epochs, in no particular order, once; they are read from the
+        ledger as it is iterated, so a source that can do without does not touch it. `progress` shows a line
+        while planning takes long; what should last goes into the plan's notes.
 
         Same input and same `after` give the same plan. Rows at or before `after` are never planned again.
         """

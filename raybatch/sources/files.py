@@ -1,28 +1,29 @@
 """The files source: files, folders and globs on local disks and in object stores, in four formats.
 
-The plan pins each file's size and modification time (or the store's ETag); `read` checks them before and
-after. A later plan takes only files that earlier ones have not taken.
+The plan pins each file's size and modification time, or the store's ETag; what is read is that version, or an
+`InputChangedError`. A later plan takes only files that earlier ones have not taken.
 
-Row ids: `_source` is the file's absolute path or URL. `_row` is, in uncompressed jsonl and text, the byte at
-which the row's line starts; in Parquet, CSV and compressed files the row's ordinal, from 0 (blank lines of
-jsonl, empty rows of CSV and a CSV header are no rows). `_child` is null.
+Row ids: `_source` is the file's absolute path, or its URL with scheme and bucket as the config spells them.
+`_row` is, in uncompressed jsonl and text, the byte at which the row's line starts; in Parquet, CSV and compressed
+files the row's ordinal, from 0 (blank lines of jsonl, empty rows of CSV and a CSV header are no rows). `_child` is
+null.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from raybatch.config import Config, PathOrUrl, is_url
-from raybatch.errors import CorruptInputError, SourceError
+from raybatch.config import Config, PathOrUrl
+from raybatch.errors import CorruptInputError, RaybatchError, SourceError, StoreError
 from raybatch.rows import ID_COLUMNS, ID_FIELDS, UnitRows, source_errors
-from raybatch.sources.base import JSON, SourcePlan, UnitSpec
+from raybatch.sources.base import JSON, Progress, SourcePlan, UnitSpec, no_progress
+from raybatch.sources.file import File, describe_change
 from raybatch.sources.formats import make_format
 from raybatch.sources.formats.base import (
     Format,
@@ -30,11 +31,14 @@ from raybatch.sources.formats.base import (
     FormatPlan,
     Options,
     compression_of,
+    for_each,
     format_of,
-    planning,
 )
 from raybatch.sources.formats.json_types import JSON_TEXT, declared_type
-from raybatch.sources.listing import File, check_unchanged, describe_change, list_files, open_stream
+from raybatch.sources.listing import list_files
+from raybatch.sources.opening import check_unchanged, is_pinned, open_stream
+from raybatch.sources.position import Taken, spell, unspell
+from raybatch.store.remote import StorageOptions
 
 # An offset of Arrow's string type is 32 bits: a unit and one row more have to stay below 2 GiB.
 _MAX_UNIT_BYTES = 1 << 30
@@ -42,20 +46,11 @@ _NAMED_CHANGES = 5
 _EMPTY_COMPRESSED_BYTES = 512  # gzip's header holds a file name, of up to 255 bytes
 
 
-def _without_credentials(path: str) -> str:
-    if is_url(path) and urlsplit(path).password is not None:
-        raise ValueError("a password does not belong in a path: it would show in row ids, plans and logs")
-    return path
-
-
-InputPath = Annotated[PathOrUrl, AfterValidator(_without_credentials)]
-
-
 class FilesConfig(Config):
     """Rows from files. See the module's docstring for row ids."""
 
     type: Literal["files"]
-    path: InputPath | list[InputPath]
+    path: PathOrUrl | list[PathOrUrl]
     """A file, a folder (all files below it), a glob (`*`, `?`, `[a-z]`, `**` for any depth), or a list of
     these. Names that start with `.` or `_` are left out of folders and wildcards."""
     format: FormatName | None = None
@@ -75,6 +70,9 @@ class FilesConfig(Config):
     """text: the name of the one column."""
     max_row_bytes: int = Field(default=16 << 20, ge=1, le=1 << 29)
     """A longer row becomes an error row, of which the first 64 KiB are kept (jsonl, csv and text)."""
+
+    storage: StorageOptions | None = None
+    """s3://, gs://, az:// and abfss://: how the store is reached; by default as the environment says."""
 
     @field_validator("path")
     @classmethod
@@ -145,8 +143,8 @@ class FilesConfig(Config):
 class FilesSource:
     """See `raybatch.sources.base.Source` and this module's docstring.
 
-    A position is `{"files": {path: version}, "schema": …}`: every file taken so far, and the schema that
-    later epochs keep (null before there is one). A file without a byte is not taken: it may be filled later.
+    A file that gives no unit (without a byte, or with a header only) is not taken: it may be filled later. For
+    positions see `raybatch.sources.position`.
     """
 
     config: FilesConfig
@@ -161,39 +159,49 @@ class FilesSource:
             return [config.text_column]
         return config.header if known == "csv" and isinstance(config.header, list) else None
 
-    def plan(self, *, after: JSON | None) -> SourcePlan:
-        taken: Mapping[str, JSON] = after["files"] if after is not None else {}
-        before = _load_schema(after["schema"]) if after is not None and after["schema"] else None
-        listed = list_files(self.config.paths(), taken=taken if after is not None else None)
-        _check_taken(listed, taken)
-        new = [file for file in listed if file.path not in taken]
-        empty = {file.path for file in new if _is_empty(file)}
+    def plan(
+        self,
+        *,
+        after: JSON | None,
+        history: Iterable[UnitSpec] = (),
+        progress: Progress = no_progress,
+    ) -> SourcePlan:
+        taken = Taken.of(after, history)
+        before = taken.schema
+        listed = list_files(
+            self.config.paths(),
+            taken=taken.versions if after is not None else None,
+            storage=self.config.storage,
+            progress=progress,
+        )
+        _check_taken(listed, taken.versions)
+        new = [file for file in listed if file.path not in taken.versions]
+        empty = _empty(new)
         full = [file for file in new if file.path not in empty]
-        notes = _notes(listed, taken, empty=sorted(empty))
+        notes = _notes(listed, taken.versions, empty=sorted(empty))
         planned = self._format(full).plan(full, before=before) if full else FormatPlan()
-        if not planned.units and not taken:
+        if not planned.units and not taken.versions:
             notes.append("the input is empty: no file has any rows")
         kept = planned.schema if planned.units else before
-        end = _position({**taken, **{file.path: file.version for file in full}}, kept)
+        end = taken.plus(planned.units).position(kept) if planned.units or after is None else after
         schema = kept if kept is not None else self._declared()
-        return SourcePlan(units=planned.units, end=end, schema=schema, notes=[*notes, *planned.notes])
+        notes += [*_new_columns(schema, before), *planned.notes]
+        return SourcePlan(units=planned.units, end=end, schema=schema, notes=notes)
 
     def read(self, unit: UnitSpec, *, key: str, schema: pa.Schema) -> UnitRows:
-        file = File(path=unit.range["path"], version=unit.range["version"])
-        check_unchanged(file)
+        file = File(path=unit.range["path"], version=unit.range["version"], storage=self.config.storage)
+        at = unit.range["at"]
+        pinned = is_pinned(file)
         try:
-            decoded = self._format([file]).read(file, unit.range["at"], schema=schema)
+            if not pinned:
+                check_unchanged(file)
+            decoded = self._format([file]).read(file, at, schema=schema)
+            if not pinned:
+                check_unchanged(file)
+        except RaybatchError:
+            raise
         except Exception as error:
-            check_unchanged(file)  # a file that changed meanwhile is the better explanation
-            if not _is_corruption(error):
-                raise
-            raise CorruptInputError(
-                f"{file.path}, unit {key} ({_describe(unit.range['at'])}): cannot be read: {error}. Nothing"
-                " of this epoch is committed yet. Restore a good copy of the file (same size and"
-                " modification time) and run again; or repair it or leave it out of source.path, and write"
-                " to another output (sink.path)"
-            ) from error
-        check_unchanged(file)
+            raise _failure(file, f"{file.path}, unit {key} ({_describe(at)})", error) from error
         table = decoded.table
         ids = [pa.repeat(file.path, len(table)), pa.array(decoded.ids), pa.nulls(len(table), pa.string())]
         for column, values in zip(ID_FIELDS, ids, strict=True):
@@ -246,11 +254,11 @@ def _common_format(files: Sequence[File]) -> FormatName:
     return first[1]
 
 
-def _check_taken(listed: Sequence[File], taken: Mapping[str, JSON]) -> None:
+def _check_taken(listed: Sequence[File], taken: Mapping[str, str]) -> None:
     changed = [
-        describe_change(file.path, taken[file.path], file.version)
+        describe_change(file.path, unspell(taken[file.path]), file.version)
         for file in listed
-        if file.path in taken and taken[file.path] != file.version
+        if file.path in taken and taken[file.path] != spell(file.version)
     ]
     if changed:
         more = f" and {len(changed) - _NAMED_CHANGES} more" if len(changed) > _NAMED_CHANGES else ""
@@ -261,16 +269,24 @@ def _check_taken(listed: Sequence[File], taken: Mapping[str, JSON]) -> None:
         )
 
 
-def _is_empty(file: File) -> bool:
-    """Whether it has no bytes, compression undone (of which an empty file has a header and little more)."""
-    compression = compression_of(file.path)
-    if compression is None or file.size > _EMPTY_COMPRESSED_BYTES:
-        return not file.size
-    with planning(file), open_stream(file.path, compression=compression) as stream:
+def _empty(files: Sequence[File]) -> set[str]:
+    """The paths of those without bytes, compression undone (an empty file then has a header and little more)."""
+    unsure = [f for f in files if compression_of(f.path) and f.size <= _EMPTY_COMPRESSED_BYTES]
+    found = {file.path for file in files if not file.size}
+    found.update(
+        file.path for file, empty in zip(unsure, for_each(unsure, _gives_nothing), strict=True) if empty
+    )
+    return found
+
+
+def _gives_nothing(file: File) -> bool:
+    if not file.size:
+        return True
+    with open_stream(file, compression=compression_of(file.path)) as stream:
         return not stream.read(1)
 
 
-def _notes(listed: Sequence[File], taken: Mapping[str, JSON], *, empty: Sequence[str]) -> list[str]:
+def _notes(listed: Sequence[File], taken: Mapping[str, str], *, empty: Sequence[str]) -> list[str]:
     notes = []
     paths = {file.path for file in listed}
     gone = sorted(path for path in taken if path not in paths)
@@ -281,13 +297,34 @@ def _notes(listed: Sequence[File], taken: Mapping[str, JSON], *, empty: Sequence
     return notes
 
 
-def _position(files: Mapping[str, JSON], schema: pa.Schema | None) -> JSON:
-    text = base64.b64encode(schema.serialize()).decode("ascii") if schema is not None else None
-    return {"files": dict(files), "schema": text}
+def _new_columns(schema: pa.Schema, before: pa.Schema | None) -> list[str]:
+    new = [name for name in schema.names if before is not None and name not in before.names]
+    if not new:
+        return []
+    return [
+        f"new since the last epoch: columns {', '.join(new)}; source.columns would keep to those you name"
+    ]
 
 
-def _load_schema(text: str) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+def _failure(file: File, where: str, error: Exception) -> RaybatchError:
+    """What to raise when reading failed. A file that changed meanwhile is the better explanation."""
+    try:
+        check_unchanged(file)
+    except RaybatchError as better:
+        return better
+    except Exception as other:  # the check fails as the reading did; the first failure says more
+        error.add_note(f"and then: {other}")
+    if _is_corruption(error):
+        return CorruptInputError(
+            f"{where}: cannot be read: {error}. Nothing of this epoch is committed yet. Restore a good copy of"
+            " the file (same size and modification time) and run again; or repair it or leave it out of"
+            " source.path, and write to another output (sink.path)"
+        )
+    number = error.errno if isinstance(error, OSError) else None
+    why = os.strerror(number) if number else f"{type(error).__name__}: {error}"
+    return StoreError(
+        f"{where}: cannot be read: {why}. What is published stays; once the file can be read, run again"
+    )
 
 
 def _is_corruption(error: Exception) -> bool:

@@ -34,10 +34,14 @@ def check_columns(pipeline: Pipeline, *, source_columns: Sequence[str] | None = 
         label = f"stages[{index}] '{stage.name}'"
         after = stage.writes(list(seen.writers) if seen.complete else None)
         certain = after if after is not None else stage.writes(list(seen.writers))
-        findings += _unwritten(pipeline, index, label, seen=seen)
+        said = (f"stages[{index}]", pipeline.raw["stages"][index])
+        findings += _unwritten(pipeline, label=label, reads=stage.reads(), said=said, seen=seen)
         findings += _taken(pipeline, index, label, written=certain or [], seen=seen)
         writers = {c: seen.writers.get(c, label) for c in certain or ()}
         seen = _Seen(writers=writers, complete=after is not None)
+    findings += _unwritten(
+        pipeline, label="sink", reads=pipeline.sink.reads(), said=("sink", pipeline.raw["sink"]), seen=seen
+    )
     if findings:
         raise SpecError("\n".join(findings))
     return list(seen.writers) if seen.complete else None
@@ -51,12 +55,21 @@ class _Seen:
     complete: bool
 
 
-def _unwritten(pipeline: Pipeline, index: int, label: str, *, seen: _Seen) -> Iterator[str]:
+def keeps_columns(pipeline: Pipeline) -> bool:
+    """Whether each column of the source reaches the sink as it is: no stage replaces its rows."""
+    probe = "\0"  # a name that no stage can know of
+    return all(probe in (stage.writes([probe]) or ()) for stage in pipeline.stages)
+
+
+def _unwritten(
+    pipeline: Pipeline, *, label: str, reads: list[str] | None, said: tuple[str, Any], seen: _Seen
+) -> Iterator[str]:
+    """`said`: the key of what reads, and the tree below it."""
     if not seen.complete:
         return
-    for column in pipeline.stages[index].reads() or ():
+    for column in reads or ():
         if column not in seen.writers:
-            where = _where_said(pipeline, index, column)
+            where = _where_said(pipeline, said, column)
             near = did_you_mean(column, seen.writers)
             there = ", ".join(seen.writers) or "none"
             yield f"{where}: {label} reads '{column}', which nothing writes{near}; available: {there}"
@@ -64,16 +77,17 @@ def _unwritten(pipeline: Pipeline, index: int, label: str, *, seen: _Seen) -> It
 
 def _taken(pipeline: Pipeline, index: int, label: str, *, written: list[str], seen: _Seen) -> Iterator[str]:
     """Columns that a stage's own `output` would hide, or that are reserved."""
+    said = (f"stages[{index}]", pipeline.raw["stages"][index])
     output = getattr(pipeline.stages[index], "output", None)
     own = [output] if isinstance(output, str) else []
     for column in dict.fromkeys([*own, *(c for c in written if written.count(c) > 1)]):
         if column in seen.writers:
-            where = _where_said(pipeline, index, column, key="output")
+            where = _where_said(pipeline, said, column, key="output")
             first = seen.writers[column]
             yield f"{where}: {label} writes '{column}', which {first} writes too; choose another name"
     for column in dict.fromkeys([*own, *written]):
         if column in ID_COLUMNS and column not in seen.writers:
-            where = _where_said(pipeline, index, column, key="output")
+            where = _where_said(pipeline, said, column, key="output")
             yield f"{where}: {label} writes '{column}', a name that raybatch keeps for itself; choose another"
 
 
@@ -81,10 +95,10 @@ def _where(pipeline: Pipeline, key: str) -> str:
     return pipeline.where.get(key, pipeline.file)
 
 
-def _where_said(pipeline: Pipeline, index: int, column: str, *, key: str | None = None) -> str:
-    """Where stage `index` says `column`: at `key` if it is there, else where its text first holds it."""
-    root = f"stages[{index}]"
-    texts = dict(_texts(pipeline.raw["stages"][index], root))
+def _where_said(pipeline: Pipeline, said: tuple[str, Any], column: str, *, key: str | None = None) -> str:
+    """Where a stage or the sink says `column`: at `key` if it is there, else where its text first holds it."""
+    root, tree = said
+    texts = dict(_texts(tree, root))
     if key and texts.get(f"{root}.{key}") == column:
         return _where(pipeline, f"{root}.{key}")
     word = re.compile(rf"(?<!\w){re.escape(column)}(?!\w)")

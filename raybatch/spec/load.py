@@ -145,8 +145,8 @@ class _Compiler:
             name: str = cast(Any, stage).name
             origin = (node.get("name") or node).origin
             key = f"stages[{i}].name"
-            if not re.fullmatch(STAGE_NAME_PATTERN, name) or name == "source":
-                rule = "should be letters, digits, '_' and '-', at most 63, and not 'source'"
+            if not re.fullmatch(STAGE_NAME_PATTERN, name) or name in ("source", "sink"):
+                rule = "should be letters, digits, '_' and '-', at most 63, and not 'source' or 'sink'"
                 self._findings.add(origin, f"{key}: {rule}, got {name!r}")
             elif name in seen:
                 what = f"stages[{seen[name]}] is called '{name}' too; give one of them a `name:` of its own"

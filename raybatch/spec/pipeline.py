@@ -36,6 +36,10 @@ class RunConfig(Config):
     """The size of a unit: {max_rows, max_bytes}."""
     in_flight_units: PositiveInt | None = None
     """Units worked on at the same time; by default what keeps every engine busy."""
+    grace_s: float = Field(default=20, ge=0)
+    """Seconds that units which have begun get to be published after SIGTERM, before the run ends with exit
+    code 130. Less than whoever sends it waits before SIGKILL: 30 by default on Kubernetes; engines take some
+    seconds to end."""
     report_interval_s: float = Field(default=10, gt=0)
     """Seconds between the plain progress lines that are printed where there is no terminal."""
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from raybatch.engines.base import EngineClient, EngineSpec
 from raybatch.errors import StageError
+from raybatch.retried import keep_wanted
 from raybatch.rows import DROPPED_SCHEMA, ERROR_SCHEMA, ID_COLUMNS, RowFailure, UnitRows
 
 
@@ -100,17 +101,18 @@ def apply(stage: Stage, name: str, rows: UnitRows) -> UnitRows:
     table = result.table
     for column, values in zip(ID_COLUMNS, _output_ids(ids, result), strict=True):
         table = table.append_column(column, values)
-    errors = [rows.errors, _error_rows(rows.table, result.failures, name)]
+    errors = [rows.errors, error_rows(rows.table, result.failures, name)]
     dropped = [rows.dropped, _dropped_rows(ids, result.dropped, name)]
     stats = dict(result.stats) | {f"seconds.{name}": time.perf_counter() - started}
     held = len(table) + len(result.failures) + len(result.dropped)
-    return replace(
+    after = replace(
         rows,
         table=table,
         errors=pa.concat_tables(errors),
         dropped=pa.concat_tables(dropped),
         made=rows.made + held - len(user),
     ).with_stats(stats)
+    return keep_wanted(after, stage=name)
 
 
 def _check(result: StageResult, count: int, name: str) -> None:
@@ -150,7 +152,8 @@ def _output_ids(ids: pa.Table, result: StageResult) -> list[pa.ChunkedArray]:
     return [taken["_source"], taken["_row"], pa.chunked_array([pa.array(children, pa.string())])]
 
 
-def _error_rows(table: pa.Table, failures: Sequence[RowFailure], name: str) -> pa.Table:
+def error_rows(table: pa.Table, failures: Sequence[RowFailure], name: str) -> pa.Table:
+    """The rows of `table` (with ids) that `failures` name, as error rows of the stage `name`."""
     if not failures:
         return ERROR_SCHEMA.empty_table()
     found = table.take(pa.array([f.index for f in failures], pa.int64())).to_pylist()

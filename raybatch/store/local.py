@@ -60,6 +60,21 @@ class LocalStore:
             if temp is not None:
                 _unlink_quietly(temp)
 
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """See `Store.put`."""
+        path = self._path(key)
+        temp = None
+        try:
+            temp = written = self._write_temp(data)
+            self._with_folder(os.path.dirname(path), lambda: os.replace(written, path))
+            temp = None
+            _sync_folder(os.path.dirname(path))
+        except OSError as error:
+            raise self._failure(error, f"cannot write {path}") from error
+        finally:
+            if temp is not None:
+                _unlink_quietly(temp)
+
     def link(self, existing: str, key: str) -> bool:
         """See `Store.link`: link(2); copies where hard links are refused."""
         source, path = self._path(existing), self._path(key)
@@ -207,9 +222,10 @@ class LocalStore:
                 yield from self._walk(entry.path, f"{prefix}{entry.name}/")
                 continue
             try:
-                yield Entry(key=prefix + entry.name, size=entry.stat().st_size)
+                found_now = entry.stat()
             except FileNotFoundError:
                 continue  # deleted since
+            yield Entry(key=prefix + entry.name, size=found_now.st_size, modified=found_now.st_mtime)
 
     def _failure(self, error: OSError, doing: str) -> StoreError:
         reason = _REASONS.get(error.errno or 0)

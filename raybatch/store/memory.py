@@ -18,6 +18,7 @@ class Outcome(enum.Enum):
     DONE = "done"
     LOST = "lost"  # fails, and had no effect
     UNSURE = "unsure"  # has its effect, and fails: the answer was lost
+    REPEATED = "repeated"  # has its effect, its answer is lost, and sent again it meets its own effect
 
 
 Hook = Callable[[str, str], Outcome]
@@ -48,6 +49,13 @@ class MemoryStore:
         """See `Store.create`."""
         held = bytes(data)
         return self._write("create", key, lambda: held)
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """See `Store.put`."""
+        outcome = self.hook("put", key)
+        if outcome is not Outcome.LOST:
+            self.objects[key] = bytes(data)
+        _raise_unless_done(outcome, "put", key)
 
     def link(self, existing: str, key: str) -> bool:
         """See `Store.link`."""
@@ -91,7 +99,7 @@ class MemoryStore:
                 made = key not in self.objects
                 self.objects.setdefault(key, held)
         _raise_unless_done(outcome, operation, key)
-        return made
+        return made and outcome is not Outcome.REPEATED
 
     def _fail_or_pass(self, operation: str, key: str) -> None:
         # Reading has no effect to be unsure of
@@ -99,5 +107,5 @@ class MemoryStore:
 
 
 def _raise_unless_done(outcome: Outcome, operation: str, key: str) -> None:
-    if outcome is not Outcome.DONE:
+    if outcome in (Outcome.LOST, Outcome.UNSURE):
         raise StoreError(f"memory: {operation} {key}: injected fault ({outcome.value})")

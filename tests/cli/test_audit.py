@@ -88,7 +88,7 @@ def test_set_chooses_the_output_as_it_does_for_a_run(
     ("argument", "says"),
     [
         ("empty", "holds no output of raybatch"),
-        ("s3://bucket/out", "no store for 's3://'"),
+        ("hdfs://node/out", "no store for 'hdfs://'"),
         ("missing.yaml", "missing.yaml"),
     ],
 )

@@ -75,7 +75,10 @@ def test_an_interrupt_exits_with_130(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["valdiate"], "no such command 'valdiate' (did you mean 'validate'?); commands: run, validate,"),
+        (
+            ["valdiate"],
+            "no such command 'valdiate' (did you mean 'validate'?); commands: run, retry, validate,",
+        ),
         (["validate"], "Missing argument 'PIPELINE'"),
         (["validate", "--profil", "x", "a.yaml"], "No such option"),
         (["--nothing"], "No such option"),

@@ -18,9 +18,11 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+from object_stores import storage
 from raybatch.rows import ID_COLUMNS, ID_SCHEMA, UnitRows
 from raybatch.sources.base import Source, SourcePlan, UnitSpec
 from raybatch.sources.files import FilesConfig
+from servers.s3 import S3Bucket
 
 
 class Case(Protocol):
@@ -58,17 +60,27 @@ def _gzipped(encode: Callable[[list[str]], bytes]) -> Callable[[list[str]], byte
     return lambda texts: gzip.compress(encode(texts))
 
 
-class Files:
-    """A folder that gets one more file at each call of `add`."""
+Encode = Callable[[list[str]], bytes]
 
-    def __init__(self, folder: str, suffix: str, encode: Callable[[list[str]], bytes], bad: bytes) -> None:
-        self._fs, self._folder = fsspec.core.url_to_fs(folder)
-        self._url, self._suffix, self._encode, self._bad = folder, suffix, encode, bad
+
+class Files:
+    """A folder that gets one more file at each call of `add`, which `put` writes."""
+
+    def __init__(
+        self,
+        put: Callable[[str, bytes], object],
+        config: FilesConfig,
+        *,
+        suffix: str,
+        encode: Encode,
+        bad: bytes,
+    ) -> None:
+        self._put, self._config = put, config
+        self._suffix, self._encode, self._bad = suffix, encode, bad
         self._files = 0
-        self._fs.makedirs(self._folder, exist_ok=True)
 
     def source(self) -> Source:
-        return FilesConfig(type="files", path=self._url).build(max_rows=7, max_bytes=300)
+        return self._config.build(max_rows=7, max_bytes=300)
 
     def add(self, texts: list[str]) -> None:
         self._write(self._encode(texts))
@@ -80,18 +92,42 @@ class Files:
 
     def _write(self, data: bytes) -> None:
         self._files += 1
-        self._fs.pipe(f"{self._folder}/{self._files:03}{self._suffix}", data)
+        self._put(f"{self._files:03}{self._suffix}", data)
 
 
-def _files(suffix: str, encode: Callable[[list[str]], bytes], bad: bytes = b"") -> Callable[[Path], Case]:
-    return lambda tmp_path: Files(str(tmp_path / "in"), suffix, encode, bad)
+Make = Callable[[pytest.FixtureRequest], Case]
 
 
-def _memory(tmp_path: Path) -> Case:
-    return Files(f"memory://{tmp_path}", ".jsonl", _jsonl, b"nonsense\n")
+def _files(suffix: str, encode: Encode, bad: bytes = b"") -> Make:
+    def make(request: pytest.FixtureRequest) -> Case:
+        folder: Path = request.getfixturevalue("tmp_path") / "in"
+        folder.mkdir()
+        config = FilesConfig(type="files", path=str(folder))
+        put = lambda name, data: (folder / name).write_bytes(data)  # noqa: E731
+        return Files(put, config, suffix=suffix, encode=encode, bad=bad)
+
+    return make
 
 
-CASES: dict[str, Callable[[Path], Case]] = {
+def _memory(request: pytest.FixtureRequest) -> Case:
+    url = f"memory://{request.getfixturevalue('tmp_path')}"
+    fs, folder = fsspec.core.url_to_fs(url)
+    put = lambda name, data: fs.pipe(f"{folder}/{name}", data)  # noqa: E731
+    config = FilesConfig(type="files", path=url)
+    return Files(put, config, suffix=".jsonl", encode=_jsonl, bad=b"nonsense\n")
+
+
+def _s3(suffix: str, encode: Encode, bad: bytes = b"") -> Make:
+    def make(request: pytest.FixtureRequest) -> Case:
+        bucket: S3Bucket = request.getfixturevalue("s3_bucket")
+        config = FilesConfig(type="files", path=f"{bucket.url}/in/*", storage=storage(bucket))
+        put = lambda name, data: bucket.put(f"in/{name}", data)  # noqa: E731
+        return Files(put, config, suffix=suffix, encode=encode, bad=bad)
+
+    return make
+
+
+CASES: dict[str, Make] = {
     "files-jsonl": _files(".jsonl", _jsonl, b"nonsense\n"),
     "files-jsonl-gz": _files(".jsonl.gz", _gzipped(_jsonl), gzip.compress(b"nonsense\n")),
     "files-jsonl-zst": _files(".jsonl.zst", lambda texts: zstandard.compress(_jsonl(texts))),
@@ -101,22 +137,35 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "files-text-gz": _files(".txt.gz", _gzipped(_text), gzip.compress(b"\xff\n")),
     "files-parquet": _files(".parquet", _parquet),
     "files-memory-jsonl": _memory,
+    "files-s3-jsonl": _s3(".jsonl", _jsonl, b"nonsense\n"),
+    "files-s3-csv-gz": _s3(".csv.gz", _gzipped(_csv)),
+    "files-s3-parquet": _s3(".parquet", _parquet),
 }
 
 FIRST = [f"first {i}" for i in range(50)]
 SECOND = [f"second {i}" for i in range(20)]
 
 
-@pytest.fixture(params=list(CASES))
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+def _marked(name: str) -> object:
+    return pytest.param(name, marks=pytest.mark.s3) if "-s3-" in name else name
+
+
+@pytest.fixture(params=[_marked(name) for name in CASES])
+def case(request: pytest.FixtureRequest) -> Case:
     """A case with the rows FIRST."""
-    made = CASES[request.param](tmp_path)
+    made = CASES[request.param](request)
     made.add(FIRST)
     return made
 
 
 def read(source: Source, plan: SourcePlan) -> list[UnitRows]:
     return [source.read(unit, key=f"unit {i}", schema=plan.schema) for i, unit in enumerate(plan.units)]
+
+
+def stored(*plans: SourcePlan) -> list[UnitSpec]:
+    """The units of plans as the ledger gives them back."""
+    units = [unit for plan in plans for unit in plan.units]
+    return [UnitSpec(range=json.loads(json.dumps(unit.range)), rows=unit.rows) for unit in units]
 
 
 def texts(units: list[UnitRows]) -> list[str]:
@@ -167,9 +216,8 @@ def test_the_same_input_gives_the_same_plan(case: Case) -> None:
 def test_a_plan_survives_the_ledger_and_a_source_the_way_to_a_worker(case: Case) -> None:
     plan = case.source().plan(after=None)
     worker = pickle.loads(pickle.dumps(case.source()))
-    stored = [UnitSpec(range=json.loads(json.dumps(unit.range)), rows=unit.rows) for unit in plan.units]
     schema = pa.ipc.read_schema(plan.schema.serialize())
-    found = [worker.read(unit, key="u", schema=schema) for unit in stored]
+    found = [worker.read(unit, key="u", schema=schema) for unit in stored(plan)]
     assert texts(found) == FIRST
 
 
@@ -183,8 +231,9 @@ def test_units_can_be_read_in_any_order_and_again(case: Case) -> None:
 
 def test_after_its_end_there_is_nothing_new(case: Case) -> None:
     source = case.source()
-    end = json.loads(json.dumps(source.plan(after=None).end))
-    again = source.plan(after=end)
+    first = source.plan(after=None)
+    end = json.loads(json.dumps(first.end))
+    again = source.plan(after=end, history=stored(first))
     assert len(again.units) == 0
     assert again.end == end
 
@@ -194,11 +243,23 @@ def test_a_later_plan_has_what_came_since_and_nothing_else(case: Case) -> None:
     first = source.plan(after=None)
     before = ids(read(source, first))
     case.add(SECOND)
-    second = case.source().plan(after=first.end)
+    second = case.source().plan(after=first.end, history=stored(first))
     found = read(source, second)
     assert texts(found) == SECOND
     assert not set(ids(found)) & set(before)
-    assert len(case.source().plan(after=second.end).units) == 0
+    assert second.end != first.end
+    third = case.source().plan(after=second.end, history=stored(second, first))
+    assert len(third.units) == 0
+
+
+def test_a_position_does_not_grow_with_the_epochs(case: Case) -> None:
+    plans = [case.source().plan(after=None)]
+    for _ in range(5):
+        case.add(SECOND)
+        plans.append(case.source().plan(after=plans[-1].end, history=stored(*plans)))
+    assert len({json.dumps(plan.end, sort_keys=True) for plan in plans}) == len(plans)
+    sizes = [len(json.dumps(plan.end)) for plan in plans]
+    assert sizes[-1] <= sizes[0] + 8  # digits of numbers
 
 
 def test_what_comes_after_a_plan_does_not_change_it(case: Case) -> None:

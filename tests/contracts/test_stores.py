@@ -9,26 +9,53 @@ from pathlib import Path
 
 import pytest
 
+from object_stores import azure_store, s3_store
 from raybatch.store import LocalStore, Store
 from raybatch.store.memory import MemoryStore
 from raybatch.store.objects import exists, sha256_of, size_of
+from servers.s3 import LAUNCHERS, S3Bucket
 
 Opener = Callable[[], Store]
 
 
-def _local(tmp_path: Path) -> Opener:
-    return lambda: LocalStore(str(tmp_path / "deep" / "output"))
+Make = Callable[[pytest.FixtureRequest], Opener]
 
 
-def _memory(tmp_path: Path) -> Opener:
+def _local(request: pytest.FixtureRequest) -> Opener:
+    folder: Path = request.getfixturevalue("tmp_path")
+    return lambda: LocalStore(str(folder / "deep" / "output"))
+
+
+def _memory(_: pytest.FixtureRequest) -> Opener:
     objects: dict[str, bytes] = {}
     return lambda: MemoryStore(objects)
 
 
-@pytest.fixture(params=[_local, _memory], ids=["local", "memory"])
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+def _s3(name: str) -> Make:
+    def make(request: pytest.FixtureRequest) -> Opener:
+        bucket: S3Bucket = request.getfixturevalue("s3_servers")(name).bucket()
+        return lambda: s3_store(bucket)
+
+    return make
+
+
+def _azure(request: pytest.FixtureRequest) -> Opener:
+    container = request.getfixturevalue("azurite").container()
+    return lambda: azure_store(container)
+
+
+STORES = [
+    pytest.param(_local, id="local"),
+    pytest.param(_memory, id="memory"),
+    *(pytest.param(_s3(name), id=name, marks=pytest.mark.s3) for name in sorted(LAUNCHERS)),
+    pytest.param(_azure, id="azurite", marks=pytest.mark.azure),
+]
+
+
+@pytest.fixture(params=STORES)
+def opener(request: pytest.FixtureRequest) -> Opener:
     """Opens the same root each time, as each process of a run does."""
-    made: Opener = request.param(tmp_path)
+    made: Opener = request.param(request)
     return made
 
 
@@ -66,6 +93,27 @@ def test_of_many_threads_exactly_one_creates_a_key_and_its_bytes_stand(opener: O
     with ThreadPoolExecutor(8) as threads:
         won = [pair for pairs in threads.map(attempt, [b"thread %d" % i for i in range(8)]) for pair in pairs]
     assert sorted(won) == [(number, opener().read(f"unit/{number}")) for number in range(20)]
+
+
+def test_what_is_put_is_there_whatever_was_there(store: Store) -> None:
+    store.put("parts/a", b"first")
+    store.put("parts/a", memoryview(b"second"))
+    assert store.read("parts/a") == b"second"
+
+
+def test_a_large_object_is_put_and_read_as_it_is(store: Store) -> None:
+    data = bytes(range(251)) * (40 << 12)  # some 40 MiB: three parts of an upload
+    store.put("parts/large", data)
+    with store.open("parts/large") as file:
+        file.seek(17 << 20)
+        assert file.read(1000) == data[17 << 20 : (17 << 20) + 1000]
+    assert store.read("parts/large") == data
+
+
+def test_what_was_put_is_not_created_again(store: Store) -> None:
+    store.put("a", b"put")
+    assert store.create("a", b"created") is False
+    assert store.read("a") == b"put"
 
 
 def test_a_link_is_another_name_under_the_same_condition(store: Store) -> None:
@@ -136,6 +184,13 @@ def test_a_listing_shows_what_was_created_the_moment_before(opener: Opener) -> N
         assert len(list(opener().list("unit/"))) == number + 1
 
 
+def test_a_listing_of_many_pages_is_whole_and_in_order(store: Store) -> None:
+    keys = [f"unit/{number:04d}" for number in range(1100)]
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(lambda key: store.create(key, b""), reversed(keys)))
+    assert [entry.key for entry in store.list("unit/")] == keys
+
+
 def test_a_prefix_that_is_no_folder_is_refused(store: Store) -> None:
     with pytest.raises(ValueError, match="ends in '/'"):
         store.list("data")
@@ -146,6 +201,22 @@ def test_deleting_twice_is_no_error_and_frees_the_key(store: Store) -> None:
     store.delete("a")
     store.delete("a")
     assert store.create("a", b"new") is True
+
+
+def test_many_threads_that_link_one_key_make_it_once(opener: Opener) -> None:
+    store = opener()
+    for number in range(8):
+        store.put(f"parts/{number}", b"part %d" % number)
+    barrier = threading.Barrier(8)
+
+    def attempt(number: int) -> bool:
+        own = opener()
+        barrier.wait()
+        return own.link(f"parts/{number}", "data/a")
+
+    with ThreadPoolExecutor(8) as threads:
+        won = [number for number, made in enumerate(threads.map(attempt, range(8))) if made]
+    assert [b"part %d" % number for number in won] == [store.read("data/a")]
 
 
 def test_a_probe_leaves_nothing_behind(store: Store) -> None:

@@ -18,6 +18,8 @@ from pipelines import Command, Project, turn, wait_until
 
 pytestmark = pytest.mark.ray
 
+# Before its plan, after it, and when every unit is published
+BEFORE_FINISHING = ["before-plan", "after-plan", "before-verify"]
 FINISHING = [
     "before-verify",
     "before-file",
@@ -51,12 +53,12 @@ def sorted_ids(project: Project) -> Counter[Id]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """A run killed before its plan, after it, and when every unit was published."""
+    """A run killed three times: every unit is published."""
     project = Project(tmp_path_factory.mktemp("killed"))
     project.functions(FUNCTIONS)
     project.rows(60, n=lambda i: i)
     project.write(SORT, run={"unit": {"max_rows": 10}, "max_error_rate": 1})
-    for point in ("before-plan", "after-plan", "before-verify"):
+    for point in BEFORE_FINISHING:
         done = project.run(env={"RAYBATCH_FAILPOINT": point})
         assert done.code == -signal.SIGKILL, str(done)
         assert not twice(project.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from raybatch.engines.base import EngineSpec
 from raybatch.engines.client import PoolClient
 from raybatch.engines.pool import EnginePool
 
-pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 @ray.remote(num_cpus=0, resources={"place": 1})
@@ -44,13 +45,18 @@ def test_the_replicas_that_are_left_go_on_though_a_lost_one_has_no_place_to_retu
         return [r.name for r in ray.get(pool.status.remote()).replicas if r.state == "ready"]
 
     wait_until(lambda: len(ready()) == 2, what="both replicas are ready")
+    (_, required), (_, other) = ray.get(pool.processes.remote())
     squatter = Squatter.remote()
-    (_, required), _ = ray.get(pool.processes.remote())
+    here = squatter.here.remote()
     client = PoolClient(pool=pool, slice_rows=1)
     with ThreadPoolExecutor(1) as thread:
         call = thread.submit(client.call, [{"prompt": f"row{i}"} for i in range(20)])
         os.killpg(required, signal.SIGKILL)
-        assert ray.get(squatter.here.remote(), timeout=60)
+        while not ray.wait([here], timeout=0.1)[0]:  # its successor may be faster than the squatter
+            for _, group in ray.get(pool.processes.remote()):
+                if group not in (required, other):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(group, signal.SIGKILL)
         replies = call.result(timeout=120)
     assert [reply.failure for reply in replies] == [None] * 20
     ray.kill(squatter)

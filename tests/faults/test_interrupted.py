@@ -34,6 +34,58 @@ def says_how_to_resume(done: Done) -> bool:
     return bool(re.search(r"run it again to resume: \d+ of \d+ units are published", done.err))
 
 
+SLOW = """
+import pathlib, time
+
+def remember(rows):
+    begun = pathlib.Path(__file__).parent / "begun"
+    (begun / str(rows["id"][0].as_py())).touch()
+    time.sleep(2)
+    return rows
+"""
+
+
+def slow_units(project: Project, *, units: int, **run: object) -> None:
+    """A pipeline whose units take some seconds each, and leave a file in begun/ when they begin."""
+    (project.folder / "begun").mkdir()
+    project.rows(10 * units)
+    project.functions(SLOW)
+    stage = {"type": "python", "function": "functions:remember", "mode": "batch"}
+    project.write(stage, run={"unit": {"max_rows": 10}, **run})
+
+
+def test_sigterm_lets_units_that_have_begun_be_published_and_begins_no_others(
+    project: Project, family: Family
+) -> None:
+    slow_units(project, units=30)
+    command = project.start()
+    wait_until(lambda: any((project.folder / "begun").iterdir()), what="a unit has begun")
+    family.look(command)
+    command.process.send_signal(signal.SIGTERM)
+    done = command.wait()
+    assert (done.code, done.error["type"]) == (130, "InterruptedRunError"), str(done)
+    assert "told to stop: finishing the units that have begun, for up to 20 s" in done.err
+    begun = {int(file.name.rpartition("-")[2]) // 10 for file in (project.folder / "begun").iterdir()}
+    assert begun == {int(key.rpartition("/")[2].removesuffix(".json")) for key in project.published()}
+    assert 0 < len(begun) < 30
+    family.wait_until_gone()
+    assert project.complete().document["units"]["resumed"] == len(begun)
+    assert wrong(project.output, input_ids(project.input.glob("*.jsonl"))) == []
+
+
+def test_units_that_take_longer_than_the_grace_period_are_given_up(project: Project, family: Family) -> None:
+    slow_units(project, units=8, grace_s=0.2)
+    command = project.start()
+    wait_until(lambda: any((project.folder / "begun").iterdir()), what="a unit has begun")
+    family.look(command)
+    command.process.send_signal(signal.SIGTERM)
+    done = command.wait()
+    assert (done.code, done.error["type"]) == (130, "InterruptedRunError"), str(done)
+    begun = len(list((project.folder / "begun").iterdir()))
+    assert len(project.published()) < begun
+    family.wait_until_gone()
+
+
 @pytest.mark.timeout(1200)
 def test_an_interrupted_run_leaves_nothing_behind_and_is_resumed(project: Project, family: Family) -> None:
     project.rows(400)

@@ -19,7 +19,7 @@ from family import AGENTS, Family
 from oracle import Output, input_ids, twice, wrong
 from pipelines import MODEL, Command, Done, Project, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 ROWS = 600
 UNIT = 4

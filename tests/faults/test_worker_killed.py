@@ -39,6 +39,7 @@ DEATHS = {
     5: "after-unit",
     6: "after-unit before-discard",
 }
+READING = ["before-read@2", "after-read@2"]
 ROWS = 10
 
 REMEMBER = """
@@ -69,7 +70,7 @@ def test_a_worker_killed_at_any_step_of_publishing_costs_one_more_attempt(projec
     assert wrong(project.output, input_ids(project.input.glob("*.jsonl"))) == []
 
 
-@pytest.mark.parametrize("point", ["before-read@2", "after-read@2"])
+@pytest.mark.parametrize("point", READING)
 def test_a_worker_killed_while_it_reads_is_replaced(project: Project, point: str) -> None:
     project.functions(REMEMBER)
     for unit in range(4):

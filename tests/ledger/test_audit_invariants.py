@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raybatch.errors import SinkError
-from raybatch.ledger import keys
+from raybatch.ledger import audit_objects, keys
 from raybatch.ledger.audit import AuditReport, audit
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Commit, Layout, Plan
@@ -38,7 +38,6 @@ def _edit(objects: Objects, key: str, change: Callable[[dict[str, Any]], object]
     """Change a record, and spell it as raybatch does."""
     raw = json.loads(objects[key])
     change(raw)
-    raw.pop("plan_id", None) if "units" in raw and "layout" in raw else None
     objects[key] = json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -249,6 +248,25 @@ def test_only_the_first_violation_is_told_and_all_are_counted(output: MemoryStor
     assert check.first.startswith(DATA)
 
 
+def test_the_first_violation_is_the_first_in_order_however_many_are_looked_at_at_once() -> None:
+    store = MemoryStore()
+    run(store, run_id="run-1", units=40)
+    for unit in (37, 11, 29):
+        _flip(store.objects, _part(store.objects, unit, "dropped"))
+    check = next(check for check in audit(store).checks if check.invariant == "I4")
+    assert check.violations == 3
+    assert "named by unit 11 of epoch 0" in (check.first or "")
+
+
+def test_objects_too_large_to_be_held_are_checked_by_ranges(
+    output: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_objects, "_WHOLE_BYTES", 0)
+    assert audit(output).ok
+    _flip(output.objects, DATA)
+    assert _first(audit(output), "I4").startswith(f"{DATA}, named by the commit of epoch 0, has ")
+
+
 class Doctored:
     """An output of epoch 0 whose units hold the ids that a test says: one list of ids per unit."""
 
@@ -363,7 +381,7 @@ def test_a_unit_that_lacks_rows_of_its_plan_is_named() -> None:
 
 def test_open_epochs_garbage_and_cut_off_writes_are_told_and_no_violation() -> None:
     output = Doctored(FIRST_UNIT, SECOND_UNIT, commit=False)
-    output.store.objects["_raybatch/parts/00000000/00000001-lost.ok.parquet"] = b"12345"
+    output.store.objects["_raybatch/parts/00000000/00000/00000001-lost.ok.parquet"] = b"12345"
     output.store.objects["_tmp/abc"] = b"123"
     output.store.objects[DATA] = b""
     report = audit(output.store)
@@ -371,7 +389,7 @@ def test_open_epochs_garbage_and_cut_off_writes_are_told_and_no_violation() -> N
     assert report.notes == (
         "epoch 0 is open: 2 of 2 units are published, none is committed",
         "epoch 0: 1 parts (5 bytes) of attempts that were not published, such as"
-        " _raybatch/parts/00000000/00000001-lost.ok.parquet; some may be of attempts that are still at work",
+        " _raybatch/parts/00000000/00000/00000001-lost.ok.parquet; some may be of attempts that are still at work",
         f"{DATA} waits for the commit of epoch 0",
         "_tmp/abc (3 bytes) is left of a write that was cut off",
     )

@@ -271,7 +271,7 @@ def test_a_unit_of_another_plan_is_a_contradiction(ledger: Ledger) -> None:
 @pytest.mark.parametrize("name", ["00000005.json", "0.json", "notes.txt"])
 def test_what_is_no_unit_of_the_plan_is_not_taken_for_one(ledger: Ledger, name: str) -> None:
     plan = ledger.create_plan(make_plan())
-    ledger.store.create(f"_raybatch/units/00000000/{name}", b"")
+    ledger.store.create(f"_raybatch/units/00000000/00000/{name}", b"")
     with pytest.raises(LedgerError, match="is no unit of the plan of epoch 0, which has 5 units"):
         ledger.published(plan)
 

@@ -25,7 +25,7 @@ from raybatch.ledger.records import (
 from raybatch.sources.base import UnitSpec
 from small_run import make_plan
 
-PART = Part(key="_raybatch/parts/00000000/00000000-a.ok.parquet", size=10, sha256="ab", rows=2)
+PART = Part(key="_raybatch/parts/00000000/00000/00000000-a.ok.parquet", size=10, sha256="ab", rows=2)
 RECORD = UnitRecord(
     plan_id="p",
     epoch=0,
@@ -81,7 +81,7 @@ def test_a_source_may_put_any_json_into_a_plan(ranges: list[dict[str, Any]], val
 def test_records_are_plain_ascii_json_with_a_version(record: Any) -> None:
     text = record.to_json()
     assert text.isascii()
-    assert json.loads(text)["version"] == 1
+    assert json.loads(text)["version"] == 2
 
 
 def test_counts_are_spelled_as_in_the_command_line() -> None:
@@ -99,7 +99,7 @@ def _edited(record: Any, edit: Callable[[dict[str, Any]], object]) -> str:
     [
         (lambda raw: raw.update(extra=1), "unknown field 'extra'; known: "),
         (lambda raw: raw.pop("attempt"), "the field 'attempt' is missing"),
-        (lambda raw: raw.update(version=2), "is of version 2, and this raybatch reads version 1"),
+        (lambda raw: raw.update(version=1), "is of version 1, and this raybatch reads version 2"),
         (lambda raw: raw.pop("version"), "is no record of raybatch"),
         (lambda raw: raw.update(unit="0"), 'unit: int is expected, not "0"'),
         (lambda raw: raw.update(unit=True), "unit: int is expected, not true"),
@@ -120,7 +120,7 @@ def test_what_is_wrong_with_a_record_is_named_with_its_place(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '"plan"', "\x00", '{"version":1', b"\xff\xfe{\x00}\x00"]
+    "text", ["", "{", "[]", "null", '"plan"', "\x00", '{"version":2', b"\xff\xfe{\x00}\x00"]
 )
 def test_what_is_no_record_is_a_ledger_error(text: str | bytes) -> None:
     with pytest.raises(LedgerError, match=r"/out/plan/0\.json"):
@@ -133,7 +133,7 @@ def test_a_record_that_was_spelled_anew_is_refused_as_its_checksum_would_not_hol
 
 
 def test_a_plan_whose_content_was_changed_is_not_the_plan_of_its_id() -> None:
-    text = _edited(make_plan(), lambda raw: raw["units"].pop())
+    text = _edited(make_plan(), lambda raw: raw.update(end={}))
     with pytest.raises(LedgerError, match=r"/out/plan/0\.json: the plan of epoch 0 is not the one"):
         Plan.from_json(text, where="/out/plan/0.json")
 

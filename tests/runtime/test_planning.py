@@ -130,3 +130,33 @@ def test_what_only_decides_how_fast_may_change(tmp_path: Path, sections: dict[st
     write_rows(tmp_path)
     planned = new_plan(pipeline(tmp_path, GENERATE))
     assert unfinished(pipeline(tmp_path, **{"stages": [GENERATE], **sections})) == planned
+
+
+def test_another_revision_of_a_model_is_a_change(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    new_plan(pipeline(tmp_path, GENERATE | {"engine": {"revision": "a1"}}))
+    with pytest.raises(DriftError, match=r'stages\[0\]\.\S*revision: "a1" -> "b2"'):
+        unfinished(pipeline(tmp_path, GENERATE | {"engine": {"revision": "b2"}}))
+
+
+def test_other_files_in_a_model_folder_are_a_change(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"trained once")
+    new_plan(pipeline(tmp_path, GENERATE | {"model": "./model"}))
+    weights.write_bytes(b"trained more")
+    with pytest.raises(DriftError, match=r"  stages\[0\]\.\S+: "):
+        unfinished(pipeline(tmp_path, GENERATE | {"model": "./model"}))
+
+
+def test_other_code_of_a_python_stage_is_a_change(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    stage = {"type": "python", "function": "own_functions:keep"}
+    code = tmp_path / "own_functions.py"
+    code.write_text("def keep(row):\n    return row\n")
+    new_plan(pipeline(tmp_path, stage))
+    code.write_text("def keep(row):\n    return None\n")
+    with pytest.raises(DriftError, match=r"  stages\[0\]\.code: ") as caught:
+        unfinished(pipeline(tmp_path, stage))
+    assert "raybatch retry" in str(caught.value)

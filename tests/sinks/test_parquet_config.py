@@ -25,7 +25,13 @@ def test_a_relative_path_is_relative_to_the_pipeline_file() -> None:
 
 def test_files_are_of_the_size_that_readers_want_by_default() -> None:
     layout = _config().build().layout()
-    assert (layout.target_bytes, layout.small_bytes) == (256 << 20, 64 << 20)
+    assert (layout.target_bytes, layout.small_bytes) == (256 << 20, 32 << 20)
+
+
+def test_a_plan_fixes_the_partitions_and_reads_their_columns() -> None:
+    config = _config(partition_by=["lang", "day"])
+    assert config.build().layout().partition_by == ("lang", "day")
+    assert config.reads() == ["lang", "day"]
 
 
 def test_a_sink_travels_by_pickle() -> None:
@@ -54,6 +60,11 @@ def test_every_codec_of_the_config_can_write(codec: str) -> None:
         ({"target_file_bytes": 1000}, "target_file_bytes"),
         ({"row_group_size": 10}, "row_group_size"),
         ({"path": ""}, "path"),
+        ({"partition_by": ["a", "a"]}, "partition_by"),
+        ({"partition_by": ["_row"]}, "'_row' stays in the files"),
+        ({"partition_by": ["a/b"]}, "'a/b' cannot name a folder"),
+        ({"partition_by": "lang"}, "partition_by"),
+        ({"max_partitions": 0}, "max_partitions"),
     ],
 )
 def test_an_option_that_cannot_be_is_named(options: dict[str, Any], says: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from raybatch.ledger import keys
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Commit, DataFile, Layout, Part, Plan, UnitRecord, schema_to_text
 from raybatch.rows import ID_FIELDS, UnitRows
+from raybatch.sinks import files as sink_files
+from raybatch.sinks.budget import Budget
 from raybatch.sinks.files import lay_out
 from raybatch.sources.base import UnitSpec
 from raybatch.store import LocalStore
@@ -282,9 +285,10 @@ OTHERS: list[tuple[str, Change, str]] = [
 
 
 def _rewritten(epoch: Epoch, change: Callable[[pa.Table], pa.Table], key: str = DATA[0]) -> bytes:
-    table = epoch.table(key)
+    footer = pq.read_metadata(io.BytesIO(epoch.store.read(key))).metadata
+    said = {name: value for name, value in footer.items() if name.startswith(b"raybatch.")}
     sink = io.BytesIO()
-    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), sink)
+    pq.write_table(change(epoch.table(key)).replace_schema_metadata(said), sink)
     return sink.getvalue()
 
 
@@ -390,3 +394,32 @@ def test_a_merge_holds_a_row_group_and_the_file_and_not_all_of_the_parts(tmp_pat
 
     assert outcome_of(in_child(merge)) == 0
     assert int((tmp_path / "after").read_text()) < 12 << 20
+
+
+def test_merges_at_the_same_time_share_the_memory_that_there_is(tmp_path: Path) -> None:
+    # As above, but eight merges at a time ask for 4 MiB each, of 4 MiB
+    layout = Layout(target_bytes=2 << 20, small_bytes=2 << 20)
+
+    def merge() -> None:
+        pa.set_memory_pool(pa.system_memory_pool())
+        sink_files._MERGES = Budget(4 << 20)
+        blocks = [pa.array([os.urandom(1 << 16) for _ in range(16)]) for _ in range(24)]
+        held = pa.total_allocated_bytes()
+        epoch = Epoch(LocalStore(str(tmp_path)), layout=layout).publish_columns(*blocks)
+        sink = make_sink(row_group_bytes=1 << 20)
+        with ThreadPoolExecutor(8) as threads:
+            sink.finalise(epoch.plan, epoch.records, ledger=epoch.ledger, parallel_map=threads.map)
+        (tmp_path / "after").write_text(str(pa.default_memory_pool().max_memory() - held))
+
+    assert outcome_of(in_child(merge)) == 0
+    assert int((tmp_path / "after").read_text()) < 12 << 20
+
+
+def test_a_thousand_small_units_become_one_file_of_one_row_group() -> None:
+    epoch = Epoch(layout=make_sink().layout())
+    epoch.publish_columns(*[pa.array([f"unit {unit} " * 300, f"row {unit}"]) for unit in range(1000)])
+    [file] = epoch.finalise()
+    assert (file.key, file.rows, file.units) == (DATA[0], 2000, tuple(range(1000)))
+    assert pq.read_metadata(io.BytesIO(epoch.store.read(file.key))).num_row_groups == 1
+    rows = epoch.table(file.key)
+    assert rows["_source"].to_pylist() == [f"f0-{unit}" for unit in range(1000) for _ in range(2)]

@@ -27,7 +27,7 @@ def dataset(tmp_path: Path) -> Path:
     """Three epochs of merged and linked files, and what a crash and a losing attempt leave beside them."""
     store = LocalStore(str(tmp_path))
     run(store, run_id="run-1", epochs=3)
-    store.create("_raybatch/parts/00000000/00000000-lost.ok.parquet", b"no parquet")
+    store.create("_raybatch/parts/00000000/00000/00000000-lost.ok.parquet", b"no parquet")
     store.create("_tmp/cut-off", b"no parquet")
     return tmp_path
 

@@ -253,7 +253,7 @@ def test_the_type_of_a_column_stays_in_later_epochs(read_files: ReadFiles, tmp_p
     (tmp_path / "1.jsonl").write_text('{"a": 1, "b": "x"}\n')
     first = read_files(tmp_path)
     (tmp_path / "2.jsonl").write_text('{"a": "one"}\n{"a": 2, "c": 1}\n')
-    second = read_files(tmp_path, after=first.plan.end)
+    second = read_files(tmp_path, after=first)
     assert second.plan.schema == pa.schema([("a", pa.int64()), ("b", pa.string()), ("c", pa.int64())])
     assert [(row["a"], row["b"], row["c"]) for row in second.rows] == [(2, None, 1)]
     assert second.error_types() == ["SchemaViolation"]

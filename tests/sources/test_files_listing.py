@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
 import pytest
+from unprivileged import without_privileges
 
 from raybatch.errors import SourceError
 from raybatch.sources.listing import list_files
-
-NOBODY = 65534
 
 
 def write(folder: Path, *names: str) -> None:
@@ -26,29 +23,6 @@ def write(folder: Path, *names: str) -> None:
 def listed(folder: Path, *patterns: str) -> list[str]:
     files = list_files([os.path.join(folder, pattern) for pattern in patterns], taken=None)
     return [os.path.relpath(file.path, folder) for file in files]
-
-
-@contextmanager
-def without_privileges() -> Iterator[None]:
-    """Root may read everything, so become somebody else for a moment."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that everybody can reach (pytest's own are private to their owner)."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
-        for path in Path(name).rglob("*"):
-            os.chmod(path, 0o755)
 
 
 def test_a_folder_is_read_recursively_without_hidden_and_underscored_names(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_row_groups_cut_into_many_units_are_noted(read_files: ReadFiles, tmp_pat
 def test_a_later_file_of_another_type_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "1.parquet", {"v": [1]})
     source = FilesConfig(type="files", path=str(tmp_path)).build(max_rows=10, max_bytes=1000)
-    end = source.plan(after=None).end
+    first = source.plan(after=None)
     write(tmp_path / "2.parquet", {"v": ["x"]})
     with pytest.raises(SourceError, match=r"'v' is int64 in earlier runs, but string in .*2\.parquet"):
-        source.plan(after=end)
+        source.plan(after=first.end, history=first.units)

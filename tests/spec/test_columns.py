@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from raybatch.errors import SpecError
-from raybatch.spec.columns import check_columns
+from raybatch.spec.columns import check_columns, keeps_columns
 from raybatch.spec.pipeline import Pipeline
 
 Load = Callable[..., Pipeline]
@@ -101,3 +101,34 @@ def test_the_names_of_row_ids_are_kept_for_raybatch(refused: Refused, column: st
     assert given.startswith(
         f"pipelines/news.yaml:2: source gives a column '{column}', a name that raybatch keeps"
     )
+
+
+def test_a_column_that_the_sink_needs_and_nothing_writes_is_told(refused: Refused) -> None:
+    file = text(SUMMARISE).replace(
+        "sink: {type: toy, path: out}", "sink:\n  type: toy\n  path: out\n  by: [bdy]"
+    )
+    assert refused(file) == [
+        "pipelines/news.yaml:10: sink reads 'bdy', which nothing writes (did you mean 'body'?); "
+        "available: id, body, summary"
+    ]
+
+
+def test_nothing_is_said_of_the_sink_after_a_stage_that_does_what_it_likes(load: Load) -> None:
+    file = text("{type: opaque}").replace("path: out", "path: out, by: [anything]")
+    assert check_columns(load(file)) is None
+
+
+@pytest.mark.parametrize(
+    ("stages", "kept"),
+    [
+        ((), True),
+        ((SUMMARISE,), True),
+        (("{type: opaque}",), False),
+        (("{type: opaque, gives: [id]}",), False),
+    ],
+)
+def test_columns_are_kept_by_stages_that_only_add_some(
+    load: Load, stages: tuple[str, ...], kept: bool
+) -> None:
+    file = text(*stages) if stages else text().replace("stages:", "stages: []")
+    assert keeps_columns(load(file)) is kept

@@ -221,7 +221,7 @@ def test_two_stages_of_one_name_are_told_to_choose(refused: Refused) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["source", "a.b", "a b", "''"])
+@pytest.mark.parametrize("name", ["source", "sink", "a.b", "a b", "''"])
 def test_a_stage_name_that_would_confuse_reports_is_refused(refused: Refused, name: str) -> None:
     [line] = refused(changed("name: summarise", f"name: {name}"))
     assert line.startswith("pipelines/news.yaml:7: stages[0].name: should be letters, digits")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
@@ -15,12 +14,13 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from raybatch.errors import SourceError
+from raybatch.errors import InputChangedError, SourceError
 from raybatch.nearest import did_you_mean
 from raybatch.rows import ID_COLUMNS
 from raybatch.sources.base import JSON, UnitSpec
+from raybatch.sources.file import File
 from raybatch.sources.formats.json_types import declared_type
-from raybatch.sources.listing import File
+from raybatch.store.ahead import map_ahead
 
 FormatName = Literal["jsonl", "parquet", "csv", "text"]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -39,6 +39,8 @@ _FORMATS: dict[str, FormatName] = {
     ".text": "text",
 }
 _COMPRESSIONS = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+
+_THREADS = 16
 
 Out = TypeVar("Out")
 
@@ -113,8 +115,7 @@ def for_each(files: Sequence[File], work: Callable[[File], Out]) -> list[Out]:
         with planning(file):
             return work(file)
 
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        return list(pool.map(guarded, files))
+    return list(map_ahead(guarded, files, threads=_THREADS))
 
 
 @contextmanager
@@ -124,6 +125,8 @@ def planning(file: File) -> Iterator[None]:
         yield
     except SourceError:
         raise
+    except InputChangedError as error:
+        raise SourceError(f"{file.path}: changed or deleted while it was being planned: run again") from error
     except Exception as error:  # pyarrow, codecs and each filesystem package have exceptions of their own
         raise SourceError(
             f"{file.path}: cannot be read: {error}. Replace the file, or leave it out of source.path"

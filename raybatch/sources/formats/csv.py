@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from raybatch.errors import SourceError
 from raybatch.sources.base import JSON, UnitSpec
+from raybatch.sources.file import File
 from raybatch.sources.formats.base import Decoded, FormatPlan, Ids, Options, choose_columns, for_each
 from raybatch.sources.formats.decode import Failure, decode, failure
 from raybatch.sources.formats.json_types import shown
@@ -34,7 +35,6 @@ from raybatch.sources.formats.lines import (
     read_ordinals,
 )
 from raybatch.sources.formats.ordinals import CsvScanner, ordinal_units
-from raybatch.sources.listing import File
 
 _HEADER_BYTES = 64 << 10
 _SCANNED_BYTES = 1 << 20  # at a time: twice as fast as all at once

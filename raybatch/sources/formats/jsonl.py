@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from raybatch.errors import SourceError
 from raybatch.sources.base import JSON
+from raybatch.sources.file import File
 from raybatch.sources.formats.base import Decoded, FormatPlan, Options, choose_columns
 from raybatch.sources.formats.decode import Failure, decode, failure
 from raybatch.sources.formats.json_types import (
@@ -31,7 +32,6 @@ from raybatch.sources.formats.json_types import (
 )
 from raybatch.sources.formats.lines import SAMPLE_ROWS, Spans, line_bytes, read_heads, read_lines
 from raybatch.sources.formats.ordinals import line_units
-from raybatch.sources.listing import File
 
 _OPEN, _CLOSE = ord("{"), ord("}")
 # pyarrow parses blocks in parallel, a few large ones faster than many small ones; each row has to fit in one.

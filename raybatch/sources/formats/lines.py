@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from raybatch.sources.base import JSON, UnitSpec
+from raybatch.sources.file import File
 from raybatch.sources.formats.base import Ids, compression_of, for_each, unit
-from raybatch.sources.listing import File, open_stream, read_range
+from raybatch.sources.opening import open_stream, read_range
 
 LF, CR, SPACE = 10, 13, 32
 BOM = b"\xef\xbb\xbf"
@@ -130,7 +131,7 @@ def read_lines(file: File, at: JSON, *, max_row_bytes: int, blanks: bool) -> Spa
 
 def _owned(file: File, base: int, stop: int, *, max_row_bytes: int) -> memoryview:
     """The bytes from `base` to the end of the line that byte `stop` - 1 is in, and perhaps some more."""
-    data = read_range(file.path, base, min(stop + _OVERREAD_BYTES, file.size))
+    data = read_range(file, base, min(stop + _OVERREAD_BYTES, file.size))
     end = stop - base
     if base + len(data) >= file.size or b"\n" in bytes(data[end - 1 :]):
         return data
@@ -140,7 +141,7 @@ def _owned(file: File, base: int, stop: int, *, max_row_bytes: int) -> memoryvie
         return data  # all inside one line that an earlier range owns
     # + 2: a line feed or carriage return more would still be a row of max_row_bytes
     while b"\n" not in tail[end:] and base + len(tail) < file.size and len(tail) - last <= max_row_bytes + 2:
-        more = read_range(file.path, base + len(tail), min(base + len(tail) + _SKIP_BYTES, file.size))
+        more = read_range(file, base + len(tail), min(base + len(tail) + _SKIP_BYTES, file.size))
         if not more:
             break  # the file shrank: its identity is checked after reading
         end, tail = len(tail), tail + bytes(more)
@@ -169,8 +170,8 @@ def _decompressed_range(file: File, start: int, stop: int | None) -> memoryview:
     """Up to the file's end if `stop` is None."""
     compression = compression_of(file.path)
     if compression is None:
-        return read_range(file.path, start, file.size if stop is None else stop)
-    with open_stream(file.path, compression=compression) as stream:
+        return read_range(file, start, file.size if stop is None else stop)
+    with open_stream(file, compression=compression) as stream:
         left = start
         while left:
             skipped = len(stream.read(min(left, _SKIP_BYTES)))
@@ -214,14 +215,14 @@ def read_heads(files: Sequence[File], *, max_row_bytes: int) -> list[Head]:
 
 def read_head(file: File, *, size: int, max_row_bytes: int) -> Head:
     """About `size` bytes of `file`; more if its first line is longer, up to `max_row_bytes`."""
-    with open_stream(file.path, compression=compression_of(file.path)) as stream:
+    with open_stream(file, compression=compression_of(file.path)) as stream:
         data = stream.read(size)
         while data and b"\n" not in data and len(data) <= max_row_bytes:
             more = stream.read(_SKIP_BYTES)
             if not more:
                 break
             data += more
-        whole = not stream.read(1)
+        whole = not stream.read(1) if compression_of(file.path) else len(data) >= file.size
     return Head(file=file, data=data.removeprefix(BOM), whole=whole)
 
 

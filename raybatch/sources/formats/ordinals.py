@@ -13,9 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from raybatch.sources.base import UnitSpec
+from raybatch.sources.file import File
 from raybatch.sources.formats.base import Ids, Options, compression_of, for_each, unit
 from raybatch.sources.formats.lines import BOM, CR, LF, SPACE, byte_range_units
-from raybatch.sources.listing import File, open_stream
+from raybatch.sources.opening import open_stream
 
 # Text shrinks to a third or an eighth under gzip and zstd; assume the most, so that a unit is rarely larger
 # than asked for.
@@ -61,14 +62,23 @@ def line_units(
 ) -> tuple[list[UnitSpec], list[str]]:
     """Units of files of lines: by byte ranges, or where a file is compressed, by ordinals."""
 
+    unit_bytes = min(options.max_bytes, int(options.max_rows * row_bytes))
+
     def units_of(file: File) -> tuple[list[UnitSpec], list[str]]:
-        if compression_of(file.path) is None:
-            unit_bytes = min(options.max_bytes, int(options.max_rows * row_bytes))
-            return byte_range_units(file, unit_bytes=unit_bytes), []
         return ordinal_units(file, LineScanner(blanks=blanks), options=options, row_bytes=row_bytes)
 
-    found = for_each(files, units_of)
-    return [u for units, _ in found for u in units], [n for _, notes in found for n in notes]
+    compressed = [file for file in files if compression_of(file.path) is not None]
+    found = iter(for_each(compressed, units_of))  # the others are not read, and there may be a million
+    units: list[UnitSpec] = []
+    notes: list[str] = []
+    for file in files:
+        if compression_of(file.path) is None:
+            units += byte_range_units(file, unit_bytes=unit_bytes)
+        else:
+            some, said = next(found)
+            units += some
+            notes += said
+    return units, notes
 
 
 def _cut(
@@ -96,7 +106,7 @@ def _cut(
 
 def _row_ends(file: File, scanner: RowScanner) -> Iterator[Ids]:
     offset = 0
-    with open_stream(file.path, compression=compression_of(file.path)) as stream:
+    with open_stream(file, compression=compression_of(file.path)) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             mark = len(BOM) if offset == 0 and chunk.startswith(BOM) else 0
             yield offset + mark + scanner.feed(chunk[mark:])

@@ -12,6 +12,7 @@ import pyarrow as pa
 from raybatch.errors import SourceError
 from raybatch.rows import ID_COLUMNS
 from raybatch.sources.base import JSON, UnitSpec
+from raybatch.sources.file import File
 from raybatch.sources.formats.base import (
     RAW_BYTES,
     Decoded,
@@ -21,7 +22,7 @@ from raybatch.sources.formats.base import (
     for_each,
     unit,
 )
-from raybatch.sources.listing import File, open_stream
+from raybatch.sources.opening import open_stream
 
 _BATCH_ROWS = 64 << 10
 _NOTED_PARTS = 16  # a row group cut in more parts than this deserves a word
@@ -119,7 +120,7 @@ class Parquet:
 
     def read(self, file: File, at: JSON, *, schema: pa.Schema) -> Decoded:
         low, high = at["rows"]
-        with open_stream(file.path, compression=None) as stream:
+        with open_stream(file, compression=None) as stream:
             parts = [_conform(part, schema) for part in _batches(stream, low, high, schema.names)]
         table = pa.concat_tables(parts) if parts else schema.empty_table()
         if len(table) != high - low:
@@ -130,7 +131,7 @@ class Parquet:
 def _footer(file: File) -> _Footer:
     from pyarrow import parquet
 
-    with open_stream(file.path, compression=None) as stream:
+    with open_stream(file, compression=None) as stream:
         opened = parquet.ParquetFile(stream)
         schema, metadata = opened.schema_arrow, opened.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]

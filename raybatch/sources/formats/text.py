@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from raybatch.sources.base import JSON
+from raybatch.sources.file import File
 from raybatch.sources.formats.base import Decoded, FormatPlan, Options
 from raybatch.sources.formats.decode import Failure, decode
 from raybatch.sources.formats.lines import Spans, line_bytes, read_heads, read_lines
 from raybatch.sources.formats.ordinals import line_units
-from raybatch.sources.listing import File
 
 
 class Text:

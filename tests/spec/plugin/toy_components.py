@@ -152,6 +152,11 @@ class ToySink(Config):
     """A toy."""
     path: PathOrUrl
     """Where it would be kept."""
+    by: list[str] = Field(default_factory=list)
+    """The columns that it needs."""
+
+    def reads(self) -> list[str]:
+        return self.by
 
     def build(self) -> Any:
         raise NotImplementedError

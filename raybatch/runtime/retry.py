@@ -1,0 +1,165 @@
+"""The story of a retry: an epoch made of the error rows of earlier ones.
+
+finish what is unfinished -> plan the live error rows of the choice -> execute, finalise, commit as any epoch
+-> are there still too many?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from raybatch.errors import DriftError, TooManyErrorsError
+from raybatch.ledger.drift import differences
+from raybatch.ledger.ledger import Ledger
+from raybatch.ledger.records import Commit, Plan, Retry, now
+from raybatch.ledger.retries import Choice, Found, committed_errors, find, related, rows_of, totals, units_of
+from raybatch.ledger.units import Units
+from raybatch.runtime import planning
+from raybatch.runtime.progress import Reporter, RunReport, Silent
+from raybatch.runtime.run import finish, interruptible, new_run_id
+from raybatch.runtime.watch import Watch
+from raybatch.sinks.base import open_output
+from raybatch.spec.pipeline import Pipeline
+
+
+def retry(
+    pipeline: Pipeline,
+    *,
+    types: Sequence[str] = (),
+    stages: Sequence[str] = (),
+    epochs: Sequence[int] = (),
+    allow_drift: bool = False,
+    reporter: Reporter | None = None,
+) -> RunReport:
+    """Take the live error rows of these types, stages and epochs (empty: any) through the pipeline again.
+
+    First finishes the epoch that an earlier run left, as `run` does, but however many error rows it has; if that
+    is a retry of the same choice, it is all there is to do. Raises as `run` does; `TooManyErrorsError` only when
+    all is committed, and of the rows concerned more than `run.max_error_rate` still are error rows. The report's
+    `retry` says what became of the rows.
+    """
+    choice = Choice(
+        types=tuple(sorted(set(types))), stages=tuple(sorted(set(stages))), epochs=tuple(sorted(set(epochs)))
+    )
+    run_id = new_run_id()
+    ledger = Ledger(open_output(pipeline.sink), pipeline.name)
+    source = planning.build_source(pipeline)
+    watch = Watch(pipeline, run_id=run_id, reporter=reporter or Silent())
+    commit = None
+    with interruptible():
+        ledger.open()
+        while True:
+            plan = planning.unfinished_plan(pipeline, ledger, allow_drift=allow_drift, watch=watch)
+            plan = plan or _plan(pipeline, ledger, choice, allow_drift=allow_drift, watch=watch)
+            if plan is None:
+                break
+            # The rate is of what is left, and that is known at the end
+            commit = finish(pipeline, plan, source=source, ledger=ledger, watch=watch, max_error_rate=1.0)
+            if plan.retry is not None and Choice.of(plan.retry) == choice:
+                break
+        return _end(pipeline, ledger, commit, choice=choice, watch=watch)
+
+
+def _plan(
+    pipeline: Pipeline, ledger: Ledger, choice: Choice, *, allow_drift: bool, watch: Watch
+) -> Plan | None:
+    """Freeze the live error rows of `choice`; None when there are none.
+
+    The plan that stands may be one that another run has just made, also of other rows.
+    """
+    found = list(find(ledger.store, choice))
+    if not found:
+        return None
+    epoch, start = ledger.position()
+    before = ledger.plan(epoch - 1)
+    assert before is not None, "an epoch with error rows is committed"
+    assert start is not None
+    _check_source(pipeline, ledger, found, allow_drift=allow_drift, watch=watch)
+    sink = pipeline.sink.build()
+    sink.check_beside(before.layout)
+    max_rows, max_bytes = planning.unit_limits(pipeline)
+    units = units_of(found, choice=choice, max_rows=max_rows, max_bytes=max_bytes)
+    taken = Retry(types=choice.types, stages=choice.stages, epochs=choice.epochs, rows=rows_of(found))
+    watch.note(f"epoch {epoch}: retrying {taken.taken} error rows of {len(found)} units")
+    return ledger.create_plan(
+        Plan(
+            epoch=epoch,
+            pipeline=pipeline.name,
+            start=start,
+            end=start,
+            units=Units.of(units),
+            schema=before.schema,
+            fingerprint=planning.fingerprint(pipeline),
+            layout=sink.layout(),
+            created_by=watch.run_id,
+            created_at=now(),
+            retry=taken,
+        )
+    )
+
+
+def _check_source(
+    pipeline: Pipeline, ledger: Ledger, found: Sequence[Found], *, allow_drift: bool, watch: Watch
+) -> None:
+    """Raise `DriftError` when rows may be counted in another way than when they got their ids."""
+    now_read = dict(planning.fingerprint(pipeline)["source"])
+    now_read.pop("path", None)  # which files there are is in the ranges
+    for epoch in sorted({one.entry["epoch"] for one in found}):
+        plan = ledger.plan(epoch)
+        assert plan is not None, "its units were just read"
+        read = {key: value for key, value in plan.fingerprint.get("source", {}).items() if key != "path"}
+        changed = differences(read, now_read, path="source")
+        if changed and not allow_drift:
+            lines = "\n".join(f"  {difference}" for difference in changed)
+            raise DriftError(
+                f"the source has changed since epoch {epoch}, whose error rows are to be retried:\n{lines}\n"
+                "A row is found again by its place in the input, and with other options the place may be another"
+                " row's. Choose: undo the change; or retry with it (--allow-drift), if it leaves places as they"
+                " are, as a type of a column or a limit does; or start anew at another sink.path"
+            )
+        for difference in changed:
+            watch.note(f"--allow-drift, since epoch {epoch}: {difference}")
+
+
+def _end(
+    pipeline: Pipeline, ledger: Ledger, commit: Commit | None, *, choice: Choice, watch: Watch
+) -> RunReport:
+    """The report, or `TooManyErrorsError` where something was done and it was not enough."""
+    epochs = committed_errors(ledger.store)
+    whole = totals(epochs)
+    done = commit.retry if commit is not None else None
+    if done is None:
+        watch.note(_nothing(choice, whole.errors))
+    account = {
+        "taken": done.taken if done else 0,
+        "ok": commit.totals.ok if commit and done else 0,
+        "error": commit.totals.error if commit and done else 0,
+        "dropped": commit.totals.dropped if commit and done else 0,
+        "left": whole.error,
+        "left_by_type": dict(whole.errors),
+    }
+    if commit is not None:
+        concerned = totals(related(epochs, commit.epoch))
+        rate = pipeline.run.max_error_rate
+        if concerned.error > rate * concerned.rows_in:
+            raise TooManyErrorsError(
+                f"{concerned.error} of {concerned.rows_in} rows still are error rows"
+                f" ({_kinds(concerned.errors)}), and run.max_error_rate is {rate:g}. All of it is committed:"
+                f" {account['taken']} were retried, {account['error']} failed again. Mend the cause and"
+                " `raybatch retry` again, or leave them as they are: they are in errors/"
+            )
+    report = watch.nothing_new(ledger.last_commit()) if commit is None else watch.report(commit)
+    return replace(report, retry=account)
+
+
+def _nothing(choice: Choice, live: Mapping[str, int]) -> str:
+    if not live:
+        return "no error row to retry: there is none"
+    named = [*choice.types, *choice.stages, *(f"epoch {epoch}" for epoch in choice.epochs)]
+    return f"no error row to retry of {', '.join(named)}; there are {_kinds(live)}"
+
+
+def _kinds(errors: Mapping[str, int]) -> str:
+    ordered = sorted(errors.items(), key=lambda item: -item[1])
+    return ", ".join(f"{kind} {count}" for kind, count in ordered)
