@@ -1,9 +1,9 @@
 """raybatch's pipeline without exactly-once, in a process of its own; prints the same JSON line as `ours`.
 
-    python -m benchmarks.plain PIPELINE [--set key=value ...] [--ray-first]
+    python -m benchmarks.plain PIPELINE [--set key=value ...] [--ray-first] [--durable]
 
 Reading, stages, engines and Ray Data are raybatch's. The publishing step only writes a Parquet file per unit
-into the output folder: no plan, no records, no checksums, no fsync, no finalise, no commit.
+into the output folder: no plan, no records, no checksums, no finalise, no commit, and no fsync unless --durable.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class PlainSink(ParquetSink):
     """Writes each unit's living rows as the Parquet sink does, into a file, and that is all."""
 
     folder: str
+    durable: bool
 
     def write(
         self,
@@ -53,7 +55,11 @@ class PlainSink(ParquetSink):
         unit = int(rows.unit.rpartition("/")[2])
         writer = RowGroupWriter(rows.table.schema, options=self.options, metadata={})
         writer.write(rows.table)
-        Path(self.folder, f"{unit:08d}.parquet").write_bytes(memoryview(writer.close()))
+        with open(Path(self.folder, f"{unit:08d}.parquet"), "wb") as file:
+            file.write(memoryview(writer.close()))
+            if self.durable:
+                file.flush()
+                os.fsync(file.fileno())
         return UnitRecord(
             plan_id=plan.plan_id,
             epoch=plan.epoch,
@@ -71,9 +77,11 @@ class PlainSink(ParquetSink):
 class PlainConfig(ParquetConfig):
     """Stands where the sink's config does."""
 
+    durable: bool
+
     def build(self) -> PlainSink:
         sink = super().build()
-        return PlainSink(options=sink.options, target_file_bytes=sink.target_file_bytes, folder=self.path)
+        return PlainSink(**vars(sink), folder=self.path, durable=self.durable)
 
 
 def main() -> None:
@@ -81,21 +89,22 @@ def main() -> None:
     parser.add_argument("pipeline")
     parser.add_argument("--set", dest="sets", action="append", default=[])
     parser.add_argument("--ray-first", action="store_true", help="start Ray before the clock of the run")
+    parser.add_argument("--durable", action="store_true", help="wait until each file is on the disk")
     arguments = parser.parse_args()
     pipeline = raybatch.load_pipeline(arguments.pipeline, sets=arguments.sets)
     engine = EngineTimes()
     with ray_started(arguments.ray_first):
-        said = run(pipeline, engine)
+        said = run(pipeline, engine, durable=arguments.durable)
     print(json.dumps(said | engine.times()))
 
 
-def run(given: Pipeline, engine: EngineTimes) -> dict[str, Any]:
+def run(given: Pipeline, engine: EngineTimes, *, durable: bool) -> dict[str, Any]:
     """Read, process and write everything; gives what `ours` says, as far as it exists here."""
     started_at = time.time()
     folder = Path(given.sink.path)
     folder.mkdir(parents=True)
     assert isinstance(given.sink, ParquetConfig)
-    pipeline = dataclasses.replace(given, sink=PlainConfig(**given.sink.model_dump()))
+    pipeline = dataclasses.replace(given, sink=PlainConfig(**given.sink.model_dump(), durable=durable))
     source = planning.build_source(pipeline)
     plan = _plan(pipeline, source)
     planned_at = time.time()

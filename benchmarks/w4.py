@@ -14,7 +14,7 @@ from benchmarks import inputs
 from benchmarks.measure import Result, interleave, speed_ratio, time_ratio
 from benchmarks.processes import Ended, fresh, measure, rows_in
 
-ROWS = 5_000
+ROWS = 12_000
 PAIRS = 3  # each round loads three models; some minutes
 PIPELINE = str(Path(__file__).parent / "pipelines" / "generate.yaml")
 MODEL = str(inputs.ROOT / "pipelines" / "normalise" / "model")

@@ -57,12 +57,14 @@ def run(*, rows: int = ROWS, pairs: int = PAIRS) -> Result:
     )
 
 
-def run_ours(source: Path, *, rows: int, sets: tuple[str, ...] = (), module: str = "ours") -> Ended:
+def run_ours(
+    source: Path, *, rows: int, sets: tuple[str, ...] = (), flags: tuple[str, ...] = (), module: str = "ours"
+) -> Ended:
     """One run of `pipelines/rows.yaml`, Ray started before its clock. Fails if a row is missing."""
     output = fresh("rows")
     paths = (f"source.path={source}/*.parquet", f"sink.path={output}")
     options = [part for text in (*paths, *sets) for part in ("--set", text)]
-    ended = measure(f"benchmarks.{module}", PIPELINE, *options, "--ray-first")
+    ended = measure(f"benchmarks.{module}", PIPELINE, *options, "--ray-first", *flags)
     found = ended.said["report"]["rows"]["ok"] if "report" in ended.said else ended.said["rows"]
     _expect(rows, found)
     return ended
