@@ -24,7 +24,7 @@ from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Counts, Plan, PlanRef, UnitRecord, now, schema_to_text
 from raybatch.rows import UnitRows
 from raybatch.runtime import planning
-from raybatch.runtime.execute import execute
+from raybatch.runtime.execute import Execution
 from raybatch.runtime.watch import Watch
 from raybatch.sinks.parquet import ParquetConfig, ParquetSink
 from raybatch.sinks.parquet_writer import RowGroupWriter
@@ -111,7 +111,9 @@ def run(given: Pipeline, engine: EngineTimes, *, durable: bool) -> dict[str, Any
     watch = Watch(pipeline, run_id=RUN_ID, reporter=engine)
     watch.begin(plan)
     unused = Ledger(open_store(str(folder)), pipeline.name)
-    execute(pipeline, plan, range(len(plan.units)), source=source, ledger=unused, watch=watch)
+    with Execution(pipeline, watch=watch) as execution:
+        rate = pipeline.run.max_error_rate
+        execution.execute(plan, range(len(plan.units)), source=source, ledger=unused, max_error_rate=rate)
     ended_at = time.time()
     written = [file.stat().st_mtime for file in folder.glob("*.parquet")]
     return {

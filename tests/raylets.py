@@ -38,7 +38,7 @@ class Node:
     def _started(self) -> bool:
         text = self.log.read_text()
         assert self.process.poll() is None, text
-        return "Ray runtime started" in text
+        return "block forever" in text  # the last line that `--block` prints: what it says before is there
 
     @property
     def raylet(self) -> psutil.Process:

@@ -153,10 +153,8 @@ def _speeds(report: RunReport, meter: Meter) -> Iterator[str]:
 def _retried(retry: Mapping[str, Any]) -> str:
     became = {"now ok": retry["ok"], "failed again": retry["error"], "dropped": retry["dropped"]}
     said = ", ".join(f"{count:,} {words}" for words, count in became.items() if count)
-    left = f"{retry['left']:,} error rows are left" + (
-        f" ({_counts(retry['left_by_type'])})" if retry["left"] else ""
-    )
-    return f"{retry['taken']:,} taken: {said}; {left}"
+    kinds = f" ({_counts(retry['left_by_type'])})" if retry["left"] else ""
+    return f"{retry['taken']:,} taken: {said}; error rows that are left: {retry['left']:,}{kinds}"
 
 
 def _counts(errors: Mapping[str, int]) -> str:

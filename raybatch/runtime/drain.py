@@ -61,6 +61,11 @@ class Drain:
         self.asked = True
         self._wake.set()
 
+    def heed(self) -> None:
+        """For whoever does the work, between two pieces of it: raises `KeyboardInterrupt` once it was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
     def close(self) -> None:
         self._over.set()
         self._wake.set()
@@ -80,7 +85,7 @@ class Drain:
 def drained_on_sigterm(*, grace_s: float, say: Callable[[str], None]) -> Iterator[Drain]:
     """Within the block SIGTERM begins to drain, on the main thread (elsewhere signals are not ours to take).
 
-    Whoever does the work looks at `asked` when it is over. Needs a connection to Ray.
+    Whoever does the work calls `heed` when a piece of it is over. Needs a connection to Ray.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

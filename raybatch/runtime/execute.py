@@ -1,17 +1,19 @@
-"""The part of a run that needs Ray: engines up, units through the dataset, records back, engines down."""
+"""The part of a run that needs Ray: engines up, each epoch's units through the dataset, records back, engines down."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from raybatch.errors import RaybatchError, StageError, TooManyErrorsError
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Plan, UnitRecord
 from raybatch.runtime import cluster, dataset, engines
 from raybatch.runtime.cluster import Cluster
-from raybatch.runtime.drain import drained_on_sigterm
+from raybatch.runtime.drain import Drain, drained_on_sigterm
 from raybatch.runtime.engines import Engines
 from raybatch.runtime.progress import Tally
 from raybatch.runtime.watch import Watch
@@ -30,23 +32,86 @@ UNITS_PER_DATASET = 10_000
 BYTES_PER_ROW = 256  # where the source does not know: a short prompt
 
 
-def execute(
-    pipeline: Pipeline,
-    plan: Plan,
-    todo: Sequence[int],
-    *,
-    source: Source,
-    ledger: Ledger,
-    watch: Watch,
-    max_error_rate: float | None = None,
-) -> None:
-    """Publish the units `todo` of `plan`, telling `watch` of each. `max_error_rate`: by default the pipeline's.
+class Execution:
+    """Takes epochs through Ray, any number of them, one after the other. A context manager.
 
-    Raises the `RaybatchError` that ended the work, and `KeyboardInterrupt` when a signal did; units published
-    until then stay so. SIGTERM lets units that have begun be finished, for up to `run.grace_s`. Every engine
-    is released when this returns, however it does.
+    Ray and the engines are started for the first epoch that has something to do, and are there for the next
+    ones: a model takes minutes to load. They are released by `release`, and at the end however it comes.
+    Meanwhile SIGTERM lets units that have begun be finished, for up to `run.grace_s`.
     """
-    rate = pipeline.run.max_error_rate if max_error_rate is None else max_error_rate
+
+    def __init__(self, pipeline: Pipeline, *, watch: Watch) -> None:
+        self._pipeline = pipeline
+        self._watch = watch
+        self._held = ExitStack()
+        self._up: _Up | None = None
+
+    def __enter__(self) -> Execution:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Stop the engines, and a Ray that was started here. Nothing is lost: what comes next starts them."""
+        self._up = None
+        self._held.close()
+
+    def execute(
+        self,
+        plan: Plan,
+        todo: Sequence[int],
+        *,
+        source: Source,
+        ledger: Ledger,
+        max_error_rate: float,
+    ) -> None:
+        """Publish the units `todo` of `plan`, telling the watch of each.
+
+        Raises the `RaybatchError` that ended the work, and `KeyboardInterrupt` when a signal did; units
+        published until then stay so.
+        """
+        if self._up is None:
+            self._up = self._held.enter_context(_started(self._pipeline, watch=self._watch))
+        up, watch = self._up, self._watch
+        models = {stage.name: spec.model for stage in self._pipeline.stages for spec in stage.engines()}
+        publish = Publish(
+            sink=self._pipeline.sink.build(),
+            ledger=ledger,
+            plan=plan.reference(),
+            metadata={"models": json.dumps(models)},
+        )
+        try:
+            up.drain.heed()
+            for first in range(0, len(todo), UNITS_PER_DATASET):
+                some = todo[first : first + UNITS_PER_DATASET]
+                reads = [_read(plan, unit, source=source) for unit in some]
+                at_once = min(self._in_flight(reads, up), len(reads))
+                for text in dataset.records(reads, up.stages, publish, in_flight=at_once, stop=up.drain.sign):
+                    watch.add(plan, UnitRecord.from_json(text))
+                    refuse_too_many_errors(watch.tally, max_error_rate, complete=False)
+                    publish.sink.check_partitions(watch.tally.partitions)
+                up.drain.heed()
+        except Exception as error:
+            raise _known(error) from error
+
+    def _in_flight(self, reads: Sequence[ReadUnit], up: _Up) -> int:
+        asked = self._pipeline.run.in_flight_units
+        return asked or _in_flight([read.unit for read in reads], up.pools, up.cluster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Up:
+    """What is there while Ray is."""
+
+    cluster: Cluster
+    pools: Engines
+    stages: Sequence[RunStage]
+    drain: Drain
+
+
+@contextmanager
+def _started(pipeline: Pipeline, *, watch: Watch) -> Iterator[_Up]:
     specs = [spec for stage in pipeline.stages for spec in stage.engines()]
     with (
         cluster.connect() as found,
@@ -56,27 +121,7 @@ def execute(
     ):
         _refuse_stages_without_a_place(pipeline, found)
         stages = _stages(pipeline, run_id=watch.run_id, pools=pools)
-        models = {stage.name: spec.model for stage in pipeline.stages for spec in stage.engines()}
-        publish = Publish(
-            sink=pipeline.sink.build(),
-            ledger=ledger,
-            plan=plan.reference(),
-            metadata={"models": json.dumps(models)},
-        )
-        try:
-            for first in range(0, len(todo), UNITS_PER_DATASET):
-                some = todo[first : first + UNITS_PER_DATASET]
-                reads = [_read(plan, unit, source=source) for unit in some]
-                in_flight = pipeline.run.in_flight_units or _in_flight([r.unit for r in reads], pools, found)
-                at_once = min(in_flight, len(reads))
-                for text in dataset.records(reads, stages, publish, in_flight=at_once, stop=drain.sign):
-                    watch.add(plan, UnitRecord.from_json(text))
-                    refuse_too_many_errors(watch.tally, rate, complete=False)
-                    publish.sink.check_partitions(watch.tally.partitions)
-                if drain.asked:
-                    raise KeyboardInterrupt
-        except Exception as error:
-            raise _known(error) from error
+        yield _Up(cluster=found, pools=pools, stages=stages, drain=drain)
 
 
 def refuse_too_many_errors(tally: Tally, rate: float, *, complete: bool) -> None:

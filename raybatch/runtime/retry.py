@@ -16,6 +16,7 @@ from raybatch.ledger.records import Commit, Plan, Retry, now
 from raybatch.ledger.retries import Choice, Found, committed_errors, find, related, rows_of, totals, units_of
 from raybatch.ledger.units import Units
 from raybatch.runtime import planning
+from raybatch.runtime.execute import Execution
 from raybatch.runtime.progress import Reporter, RunReport, Silent
 from raybatch.runtime.run import finish, interruptible, new_run_id
 from raybatch.runtime.watch import Watch
@@ -47,16 +48,25 @@ def retry(
     source = planning.build_source(pipeline)
     watch = Watch(pipeline, run_id=run_id, reporter=reporter or Silent())
     commit = None
-    with interruptible():
+    with interruptible(), Execution(pipeline, watch=watch) as execution:
         ledger.open()
         while True:
             plan = planning.unfinished_plan(pipeline, ledger, allow_drift=allow_drift, watch=watch)
             plan = plan or _plan(pipeline, ledger, choice, allow_drift=allow_drift, watch=watch)
             if plan is None:
                 break
-            # The rate is of what is left, and that is known at the end
-            commit = finish(pipeline, plan, source=source, ledger=ledger, watch=watch, max_error_rate=1.0)
-            if plan.retry is not None and Choice.of(plan.retry) == choice:
+            last = plan.retry is not None and Choice.of(plan.retry) == choice
+            commit = finish(
+                pipeline,
+                plan,
+                source=source,
+                ledger=ledger,
+                execution=execution,
+                watch=watch,
+                max_error_rate=1.0,  # it is of what is left, and that is known at the end
+                last=last,
+            )
+            if last:
                 break
         return _end(pipeline, ledger, commit, choice=choice, watch=watch)
 
@@ -68,10 +78,11 @@ def _plan(
 
     The plan that stands may be one that another run has just made, also of other rows.
     """
+    # The position first: what another run commits after it is in the way of this epoch's plan, not among its rows
+    epoch, start = ledger.position()
     found = list(find(ledger.store, choice))
     if not found:
         return None
-    epoch, start = ledger.position()
     before = ledger.plan(epoch - 1)
     assert before is not None, "an epoch with error rows is committed"
     assert start is not None

@@ -23,7 +23,7 @@ from raybatch.ledger.failpoints import failpoint
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Commit, Plan
 from raybatch.runtime import planning
-from raybatch.runtime.execute import execute, refuse_too_many_errors
+from raybatch.runtime.execute import Execution, refuse_too_many_errors
 from raybatch.runtime.progress import Reporter, RunReport, Silent
 from raybatch.runtime.resumed import resuming
 from raybatch.runtime.watch import Watch
@@ -50,7 +50,7 @@ def run(pipeline: Pipeline, *, allow_drift: bool = False, reporter: Reporter | N
     ledger = Ledger(open_output(pipeline.sink), pipeline.name)
     source = planning.build_source(pipeline)
     watch = Watch(pipeline, run_id=run_id, reporter=reporter or Silent())
-    with interruptible():
+    with interruptible(), Execution(pipeline, watch=watch) as execution:
         ledger.open()
         commit = None
         while True:
@@ -59,28 +59,40 @@ def run(pipeline: Pipeline, *, allow_drift: bool = False, reporter: Reporter | N
             if plan is None:
                 return watch.report(commit) if commit else watch.nothing_new(ledger.last_commit())
             # How many rows may fail again is for `raybatch retry` to judge: new input is not held up by them
-            rate = pipeline.run.max_error_rate if plan.retry is None else 1.0
-            commit = finish(pipeline, plan, source=source, ledger=ledger, watch=watch, max_error_rate=rate)
-            if plan.retry is None:
+            last = plan.retry is None
+            rate = pipeline.run.max_error_rate if last else 1.0
+            commit = finish(
+                pipeline,
+                plan,
+                source=source,
+                ledger=ledger,
+                execution=execution,
+                watch=watch,
+                max_error_rate=rate,
+                last=last,
+            )
+            if last:
                 return watch.report(commit)
 
 
 def finish(
-    pipeline: Pipeline, plan: Plan, *, source: Source, ledger: Ledger, watch: Watch, max_error_rate: float
+    pipeline: Pipeline,
+    plan: Plan,
+    *,
+    source: Source,
+    ledger: Ledger,
+    execution: Execution,
+    watch: Watch,
+    max_error_rate: float,
+    last: bool,
 ) -> Commit:
-    """Do what is left of an epoch, and commit it."""
+    """Do what is left of an epoch, and commit it. After the `last` one engines are not held for the commit."""
     reader = source if plan.retry is None else RetrySource(source=source, store=ledger.store)
     with resuming(plan, ledger, watch) as todo:
         if todo:
-            execute(
-                pipeline,
-                plan,
-                todo,
-                source=reader,
-                ledger=ledger,
-                watch=watch,
-                max_error_rate=max_error_rate,
-            )
+            execution.execute(plan, todo, source=reader, ledger=ledger, max_error_rate=max_error_rate)
+        if last:
+            execution.release()
     refuse_too_many_errors(watch.tally, max_error_rate, complete=True)
     commit = _commit(pipeline, plan, ledger, watch)
     _acknowledge(source, commit)

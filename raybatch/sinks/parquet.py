@@ -332,16 +332,23 @@ def _schemas(records: Sequence[UnitRecord]) -> list[tuple[int, pa.Schema]]:
 
 
 def _schema_before(plan: Plan, ledger: Ledger) -> pa.Schema | None:
-    """The schema of the epoch before, which is committed: the same for every driver."""
-    previous = ledger.committed(plan.epoch - 1) if plan.epoch else None
-    if previous is None or not previous.data:
-        return None
-    key = previous.data[0].key
+    """The schema of the last epoch that had results, or of the last that has a file where none had. All before
+    `plan` are committed: the same for every driver."""
+    empty: DataFile | None = None
+    for epoch in reversed(range(plan.epoch)):
+        previous = ledger.committed(epoch)
+        for file in previous.data if previous is not None else ():
+            if file.rows:
+                return _schema_of(file, ledger)
+            # Where every row failed, as in many a retry, its columns are those that stages make of nothing
+            empty = empty or file
+    return None if empty is None else _schema_of(empty, ledger)
+
+
+def _schema_of(file: DataFile, ledger: Ledger) -> pa.Schema:
     try:
-        file = ledger.store.open(key)
+        stored = ledger.store.open(file.key)
     except KeyError:
-        raise LedgerError(
-            f"{ledger.store.url}/{key} is missing, and the commit of epoch {previous.epoch} names it"
-        ) from None
-    with open_parquet(file, where=f"{ledger.store.url}/{key}") as parquet:
+        raise LedgerError(f"{ledger.store.url}/{file.key} is missing, and a commit names it") from None
+    with open_parquet(stored, where=f"{ledger.store.url}/{file.key}") as parquet:
         return parquet.schema_arrow.remove_metadata()

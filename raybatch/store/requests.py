@@ -26,7 +26,7 @@ T = TypeVar("T")
 LARGE_BYTES = 16 << 20
 _LARGE_FACTOR = 10
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 15.0  # as obstore's own
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0  # as obstore's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +63,29 @@ class Requests:
 
 
 class Pauses:
-    """Pauses between attempts: growing, random so that clients do not come back together, and bounded."""
+    """Pauses between attempts: growing, random so that clients do not come back together, and bounded.
 
-    def __init__(self, options: StorageOptions) -> None:
+    `uniform(low, high)` chooses each.
+    """
+
+    def __init__(
+        self,
+        options: StorageOptions,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._left = options.max_retries
         self._end = time.monotonic() + options.retry_timeout_s
-        self._longest_s = _FIRST_PAUSE_S
+        self._longest_s = FIRST_PAUSE_S
+        self._sleep = sleep
+        self._uniform = uniform
 
     def wait(self) -> bool:
         """Sleep; False, at once, when there should be no further attempt."""
         if self._left <= 0 or time.monotonic() >= self._end:
             return False
-        time.sleep(random.uniform(0, self._longest_s))
+        self._sleep(self._uniform(0, self._longest_s))
         self._left -= 1
-        self._longest_s = min(2 * self._longest_s, _LONGEST_PAUSE_S)
+        self._longest_s = min(2 * self._longest_s, LONGEST_PAUSE_S)
         return True

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pyarrow as pa
 import pytest
 
 from raybatch.ledger.ledger import Ledger
-from raybatch.ledger.records import Commit
-from raybatch.rows import UnitRows, source_errors
+from raybatch.ledger.records import Commit, Retry
+from raybatch.ledger.retries import Choice, find, rows_of, units_of
+from raybatch.rows import DROPPED_SCHEMA, ID_COLUMNS, UnitRows, source_errors
 from raybatch.sources.base import UnitSpec
 from raybatch.store import LocalStore, Store, open_store
 from servers.s3 import S3Bucket
@@ -41,6 +43,8 @@ EXPECTED = {
     ("One epoch at a time", "Any other"): OK,  # after epoch 0
     ("Errors", "DuckDB"): EPOCHS * ERRORS,
     ("Errors", "pandas"): EPOCHS * ERRORS,
+    ("Errors that are left", "Any"): COMMITTED * ERRORS,
+    ("Errors that are left", "DuckDB"): COMMITTED * ERRORS,
     ("Partitions", "DuckDB"): EPOCHS * OK // 2,
     ("Partitions", "pandas"): EPOCHS * OK // 2,
     ("Partitions", "pyarrow"): COMMITTED * OK // 2,
@@ -154,6 +158,77 @@ def test_the_row_of_an_error_is_there_again(outputs: Path) -> None:
     by_pandas = _run(_at(outputs, ("Errors", "pandas")))
     assert set(by_duckdb) == {("PromptTooLong", "too long", "7", "words")}
     assert by_pandas.drop_duplicates().to_dict("records") == [{"id": 7, "body": "words"}]
+
+
+class Written:
+    """An output written epoch by epoch, by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ledger = Ledger(LocalStore(str(folder)), PIPELINE)
+        self.epoch = 0
+
+    def epoch_of(
+        self, *, commit: bool = True, retry: bool = False, **ids: Sequence[tuple[int, str | None]]
+    ) -> None:
+        """One unit with these rows, by (_row, _child): `ok`, `errors` (of the type "A"), `dropped`."""
+        ok, errors, dropped = (
+            [("in", *at) for at in ids.get(kind, ())] for kind in ("ok", "errors", "dropped")
+        )
+        sink, rows = make_sink(), len(ok) + len(errors) + len(dropped)
+        start = {"next": self.epoch} if self.epoch else None
+        plan = make_plan(epoch=self.epoch, units=0, start=start)
+        units: tuple[UnitSpec, ...] = (UnitSpec(range={}, rows=rows),)
+        taken = None
+        if retry:
+            found = list(find(self.ledger.store, Choice()))
+            units = tuple(units_of(found, choice=Choice(), max_rows=100, max_bytes=1 << 20))
+            taken = Retry(types=(), stages=(), epochs=(), rows=rows_of(found))
+        plan = self.ledger.create_plan(replace(plan, units=units, retry=taken, plan_id=""))
+        held = UnitRows(
+            unit=plan.unit_key(0),
+            rows_in=units[0].rows or 0,
+            table=ok_table(ok, [7] * len(ok), pa.int64()).rename_columns(["type", *ID_COLUMNS]),
+            errors=source_errors([dict(zip(ID_COLUMNS, at, strict=True)) | FAILED for at in errors]),
+            dropped=pa.Table.from_pylist(
+                [dict(zip(ID_COLUMNS, at, strict=True)) | {"stage": "filter"} for at in dropped],
+                DROPPED_SCHEMA,
+            ),
+            made=rows - (units[0].rows or 0),
+        )
+        record = sink.write(held, plan=plan.reference(), attempt="a0", ledger=self.ledger)
+        files = sink.finalise(plan, [record], ledger=self.ledger)
+        if commit:
+            self.ledger.commit(plan, Commit.of(plan, [record], files, run_id="run-1"))
+        self.epoch += 1
+
+
+FAILED = {"type": "A", "message": "why"}
+
+
+@pytest.fixture
+def retried(tmp_path: Path) -> Path:
+    """What the page calls /data, with two retries in it, of which one is not committed."""
+    written = Written(tmp_path / "summaries")
+    # Row 10 was made into several, of which the pieces 1 and 12 failed
+    written.epoch_of(
+        ok=[(0, None), (10, "0")], errors=[(n, None) for n in range(1, 6)] + [(10, "1"), (10, "12")]
+    )
+    written.epoch_of(
+        retry=True,
+        ok=[(1, None), (2, "0"), (2, "1"), (10, "1.0")],
+        errors=[(3, None), (10, "12")],
+        dropped=[(4, None), (5, "0")],
+    )
+    written.epoch_of(retry=True, commit=False, ok=[(3, None)], dropped=[(10, "12")])
+    return tmp_path
+
+
+@pytest.mark.parametrize("reader", ["Any", "DuckDB"])
+def test_error_rows_that_a_committed_retry_took_are_not_left(retried: Path, reader: str) -> None:
+    rows = _run(_at(retried, ("Errors that are left", reader)))
+    table = rows if isinstance(rows, pa.Table) else rows.to_arrow_table()
+    left = [(row["_row"], row["_child"], row["epoch"]) for row in table.to_pylist()]
+    assert sorted(left) == [(3, None, 1), (10, "12", 1)]
 
 
 @pytest.fixture

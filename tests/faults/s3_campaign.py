@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from campaign import Campaign
 
@@ -16,33 +18,49 @@ from servers.s3 import LAUNCHERS, S3Server
 
 OUTPUT = "out"
 # What a store may do to any request, and a client has to live with
-TROUBLE = (
-    answer(500, "InternalError"),
-    answer(503, "SlowDown"),
-    answer(429, "TooManyRequests"),
-    reset(),
-    lose_answer(),
-    delay(0.3),
-)
+TROUBLE = {
+    "500": answer(500, "InternalError"),
+    "503 SlowDown": answer(503, "SlowDown"),
+    "429": answer(429, "TooManyRequests"),
+    "connection reset": reset(),
+    "answer lost": lose_answer(),
+    "answer late": delay(0.3),
+}
+# What a server may say to two who complete an upload at a time
+CONFLICT = answer(409, "ConditionalRequestConflict")
 
 
 class S3Campaign(Campaign):
-    """See `Campaign`. Some requests, of one kind or of all, are answered with trouble, as long as it lasts."""
+    """See `Campaign`. Some requests for the output, of any kind, are answered with trouble."""
 
-    def __init__(self, folder: Path, choose: random.Random, *, server: S3Server) -> None:
+    def __init__(self, folder: Path, choose: random.Random, *, engine: bool, server: S3Server) -> None:
         self.bucket = server.bucket()
         self.proxy = Proxy(server.endpoint, seed=choose.randrange(1 << 32))
         self.proxy.__enter__()
-        for fault in choose.sample(TROUBLE, choose.randint(0, 3)):
-            share = choose.choice([0.01, 0.05])
-            self.proxy.on("*", key=f"{OUTPUT}/*", fault=fault, times=None, share=share)
+        share, every = choose.choice([0.01, 0.03]), {"key": f"{OUTPUT}/*", "times": None}
+        self._rules = {
+            name: self.proxy.on("*", fault=TROUBLE[name], share=share, **every)
+            for name in choose.sample(sorted(TROUBLE), choose.randint(1, 4))
+        }
+        self._rules["409 to a conditional write"] = self.proxy.on(
+            "*", fault=CONFLICT, conditional=True, share=share, **every
+        )
         reached = self.bucket.at(self.proxy.endpoint)
-        super().__init__(folder, choose, project=S3Project(folder, bucket=reached))
+        super().__init__(folder, choose, engine=engine, project=S3Project(folder, bucket=reached))
         # Ray's workers inherit the credentials from the command that starts them; a cluster's would not
         self.on_cluster = False
 
     def source_of(self, path: Path) -> str:
         return f"{self.bucket.url}/in/{path.name}"
+
+    def sink_path(self) -> str:
+        return f"{self.bucket.url}/{OUTPUT}"
+
+    def put_input(self, rows: Sequence[Mapping[str, Any]], name: str) -> Path:
+        return self.project.lines(rows, file=name)  # an object is whole, or not there
+
+    def struck(self) -> Counter[str]:
+        return Counter({name: rule.struck for name, rule in self._rules.items()})
 
     def stored(self) -> Path:
         for _ in range(5):
@@ -69,8 +87,8 @@ def s3_campaigns(folder: Path) -> Iterator[object]:
     """Gives a function that makes campaigns, on each server in turn."""
     servers = [S3Server(name, folder / name) for name in sorted(LAUNCHERS)]
 
-    def make(at: Path, choose: random.Random) -> S3Campaign:
-        return S3Campaign(at, choose, server=choose.choice(servers))
+    def make(at: Path, choose: random.Random, *, engine: bool) -> S3Campaign:
+        return S3Campaign(at, choose, engine=engine, server=choose.choice(servers))
 
     try:
         yield make

@@ -21,7 +21,7 @@ from raybatch.errors import LedgerError, StoreError
 from raybatch.ledger import keys
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Commit, DataFile, Layout, Part, Plan, UnitRecord, schema_to_text
-from raybatch.rows import ID_FIELDS, UnitRows
+from raybatch.rows import ID_FIELDS, ID_SCHEMA, UnitRows, source_errors
 from raybatch.sinks import files as sink_files
 from raybatch.sinks.budget import Budget
 from raybatch.sinks.files import lay_out
@@ -60,18 +60,38 @@ class Epoch:
 
     def publish_columns(self, *values: pa.Array) -> Epoch:
         """One unit for each array, as the column `text`; the plan is made to fit."""
-        plan = replace(self.plan, units=tuple(UnitSpec(range={}, rows=len(v)) for v in values), plan_id="")
+        self._replan([len(column) for column in values])
+        for unit, column in enumerate(values):
+            ids = [(f"f{self.plan.epoch}-{unit}", row, None) for row in range(len(column))]
+            table = ok_table(ids, column.to_pylist(), column.type)
+            rows = UnitRows(unit=self.plan.unit_key(unit), rows_in=len(column), table=table)
+            self._write(rows, f"attempt-{unit}")
+        return self
+
+    def publish_failures(self, rows: int) -> Epoch:
+        """One unit whose rows all failed, and whose results have no column."""
+        self._replan([rows])
+        failed = [
+            {"_source": f"f{self.plan.epoch}", "_row": row, "type": "Bad", "message": ""}
+            for row in range(rows)
+        ]
+        held = UnitRows(
+            unit=self.plan.unit_key(0),
+            rows_in=rows,
+            table=ID_SCHEMA.empty_table(),
+            errors=source_errors(failed),
+        )
+        self._write(held, "attempt-0")
+        return self
+
+    def _replan(self, rows: list[int]) -> None:
+        plan = replace(self.plan, units=tuple(UnitSpec(range={}, rows=n) for n in rows), plan_id="")
         self.store.delete(keys.plan_key(plan.epoch))
         self.plan = self.ledger.create_plan(plan)
-        for unit, column in enumerate(values):
-            ids = [(f"f{plan.epoch}-{unit}", row, None) for row in range(len(column))]
-            table = ok_table(ids, column.to_pylist(), column.type)
-            rows = UnitRows(unit=plan.unit_key(unit), rows_in=len(column), table=table)
-            attempt = f"attempt-{unit}"
-            self.records.append(
-                make_sink().write(rows, plan=self.plan.reference(), attempt=attempt, ledger=self.ledger)
-            )
-        return self
+
+    def _write(self, rows: UnitRows, attempt: str) -> None:
+        made = make_sink().write(rows, plan=self.plan.reference(), attempt=attempt, ledger=self.ledger)
+        self.records.append(made)
 
     def finalise(self, **options: Any) -> list[DataFile]:
         return make_sink(**options).finalise(self.plan, self.records, ledger=self.ledger)
@@ -185,6 +205,28 @@ def test_the_next_epoch_keeps_the_types_of_the_first() -> None:
     first = Epoch().publish_columns(pa.array([0.5]))
     first.commit(first.finalise())
     second = Epoch(first.store, number=1).publish_columns(pa.array([1]), pa.nulls(1))
+    second.finalise()
+    assert second.table("data/00000001-00000.parquet").schema.field("text").type == pa.float64()
+
+
+def test_an_epoch_without_results_does_not_make_the_next_one_forget_types() -> None:
+    first = Epoch().publish_columns(pa.array([0.5]))
+    first.commit(first.finalise())
+    # Neither one that has no file at all, nor one whose rows all failed before the column was made
+    second = Epoch(first.store, number=1).publish_columns()
+    second.commit(second.finalise())
+    third = Epoch(first.store, number=2).publish_failures(3)
+    third.commit(third.finalise())
+    assert third.table("data/00000002-00000.parquet").schema.field("text").type == pa.float64()
+    fourth = Epoch(first.store, number=3).publish_columns(pa.array([1]))
+    fourth.finalise()
+    assert fourth.table("data/00000003-00000.parquet").schema.field("text").type == pa.float64()
+
+
+def test_where_no_epoch_had_results_the_types_of_the_last_file_are_kept() -> None:
+    first = Epoch().publish_columns(pa.array([], pa.float64()))
+    first.commit(first.finalise())
+    second = Epoch(first.store, number=1).publish_columns(pa.array([1]))
     second.finalise()
     assert second.table("data/00000001-00000.parquet").schema.field("text").type == pa.float64()
 
