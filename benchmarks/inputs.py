@@ -75,14 +75,14 @@ def _write_prompts(folder: Path, rows: int) -> None:
 
 def _write_kilobytes(folder: Path, rows: int, group_rows: int) -> None:
     generator = np.random.default_rng(8)
-    pool = _pool(generator)
+    pool = words(generator)
     for number, part in enumerate(np.array_split(np.arange(rows, dtype=np.int64), FILES)):
         table = pa.table({"id": part, "body": _bodies(generator, pool, len(part))})
         file = folder / f"part-{number:05d}.parquet"
         pq.write_table(table, file, row_group_size=group_rows, compression="zstd")
 
 
-def _pool(generator: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def words(generator: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Words of 2 to 10 letters, common ones more often, with a blank between them."""
     letters = np.frombuffer(b"etaoinshrdlucmfwypvbgk", dtype=np.uint8)
     words = [

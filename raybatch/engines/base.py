@@ -32,7 +32,7 @@ class EngineSpec:
     replicas_min: int = 1
     replicas_max: int = 1
     max_in_flight: int = 0
-    slice_rows: int = 16
+    slice_rows: int = 32
     num_gpus: float = 0
     num_cpus: float = 0
     resources: Mapping[str, float] = field(default_factory=dict)

@@ -174,9 +174,9 @@ class VLLMEngine:
             "max_model_len": model.max_model_len,
             "tensor_parallel_size": self._config.parallel_config.tensor_parallel_size,
             "max_num_seqs": seqs,
-            # A slice counts as in flight until its longest answer is there, and of 16 heavy-tailed lengths the
-            # longest is about three times the mean. So 4: that vLLM's own queue never runs dry
-            "max_in_flight": 4 * seqs,
+            # A slice counts as in flight until its longest answer is there, and of 32 heavy-tailed lengths the
+            # longest is four to five times the mean. So 5: that vLLM's own queue never runs dry
+            "max_in_flight": 5 * seqs,
         }
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ Requests that it sends to its engine, one mapping per row:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -238,9 +239,7 @@ class GenerateStage:
         if self._config.output in rows.column_names:
             raise self._broken(f"writes '{self._config.output}', which is there already; choose another name")
         asked, requests, failures = self._requests(rows)
-        replies = self._engine.call(requests) if requests else []
-        if len(replies) != len(requests):
-            raise self._broken(f"got {len(replies)} replies to {len(requests)} requests")
+        replies = self._replies(requests) if requests else []
         kept: list[int] = []
         values: list[dict[str, Any]] = []
         for index, reply in zip(asked, replies, strict=True):
@@ -278,6 +277,16 @@ class GenerateStage:
                 if timeouts >= _TIMEOUTS_BEFORE_GIVING_UP and not requests:
                     raise self._never_renders(timeouts) from None
         return asked, requests, failures
+
+    def _replies(self, requests: Sequence[dict[str, Any]]) -> list[Reply]:
+        """The engine's, in the order of `requests`. What may become long is asked for first: the engine is then
+        full to the end, and what travels together is answered at about the same time."""
+        order = sorted(range(len(requests)), key=lambda i: _longest(requests[i]), reverse=True)
+        replies = self._engine.call([requests[i] for i in order])
+        if len(replies) != len(requests):
+            raise self._broken(f"got {len(replies)} replies to {len(requests)} requests")
+        found = dict(zip(order, replies, strict=True))
+        return [found[i] for i in range(len(requests))]
 
     def _never_renders(self, timeouts: int) -> StageError:
         return self._broken(
@@ -344,6 +353,11 @@ class GenerateStage:
         if reply.failure is not None:
             raise RowError(reply.failure, reply.message)
         return self._output.read(reply.value)
+
+
+def _longest(request: Mapping[str, Any]) -> float:
+    limit = request["sampling"].get("max_tokens", Sampling.model_fields["max_tokens"].default)
+    return math.inf if limit is None else limit
 
 
 def _sums(replies: Sequence[Reply]) -> dict[str, float]:

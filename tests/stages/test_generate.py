@@ -196,6 +196,15 @@ def test_rows_have_sampling_of_their_own() -> None:
     assert [(f.index, f.type) for f in result.failures] == [(2, "InvalidSampling")]
 
 
+def test_what_may_become_long_is_asked_first_and_rows_keep_their_place() -> None:
+    said = [{"max_tokens": 8}, {"max_tokens": 500}, {"max_tokens": None}, {"max_tokens": 8}, {}]  # unsaid: 16
+    rows = [{"a": f"row {n}", "s": json.dumps(one)} for n, one in enumerate(said)]
+    result, engine = run(rows, lambda request: f"to {request['prompt']}", sampling_column="s")
+    assert [request["prompt"] for request in engine.requests] == ["row 2", "row 1", "row 4", "row 0", "row 3"]
+    assert [one["text"] for one in outputs(result)] == [f"to row {n}" for n in range(5)]
+    assert result.parents.tolist() == list(range(5))
+
+
 def test_a_sampling_column_that_is_not_there_ends_the_run() -> None:
     with pytest.raises(
         StageError, match=r"reads 'samplin', which is no column \(did you mean 'sampling'\?\)"
