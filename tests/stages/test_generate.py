@@ -189,10 +189,10 @@ def test_rows_have_sampling_of_their_own() -> None:
         {"a": "r", "s": {"max_tokens": 0}},
     ]
     result, engine = run(rows, sampling={"temperature": 0}, sampling_column="s")
-    assert [request["sampling"] for request in engine.requests] == [
-        {"temperature": 0, "max_tokens": 9},
-        {"temperature": 0},
-    ]
+    assert {request["prompt"]: request["sampling"] for request in engine.requests} == {
+        "p": {"temperature": 0, "max_tokens": 9},
+        "q": {"temperature": 0},
+    }
     assert [(f.index, f.type) for f in result.failures] == [(2, "InvalidSampling")]
 
 
