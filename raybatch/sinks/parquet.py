@@ -43,7 +43,7 @@ from raybatch.sinks.parquet_writer import RowGroupWriter, WriteOptions
 from raybatch.sinks.partitions import Slice
 from raybatch.sinks.schemas import normalise, stored_as, unify
 from raybatch.store.base import Store
-from raybatch.store.objects import exists, sha256_of
+from raybatch.store.objects import sha256_of
 from raybatch.store.remote import StorageOptions
 
 MIB = 1 << 20
@@ -272,7 +272,7 @@ class _Attempt:
             self.store.put(key, data)
         except StoreError:
             # It may be there all the same, and the work of engines is in it: what is there decides
-            if not exists(self.store, key) or sha256_of(self.store, key) != digest:
+            if not _stands(self.store, key, digest):
                 raise
         failpoint("after-part")
         part = Part(key=key, size=len(data), sha256=digest, rows=sum(map(len, tables)))
@@ -288,6 +288,14 @@ class _Attempt:
             return memoryview(writer.close()), writer.partition_sizes()
         except pa.ArrowException as error:
             raise StageError(f"unit {self.unit}: its rows cannot be stored as Parquet: {error}") from error
+
+
+def _stands(store: Store, key: str, digest: str) -> bool:
+    """Whether `key` holds those bytes. What another attempt has made garbage may go at any moment."""
+    try:
+        return sha256_of(store, key) == digest
+    except KeyError:
+        return False
 
 
 def _complete(plan: Plan, records: Sequence[UnitRecord]) -> list[UnitRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -163,6 +164,28 @@ def test_a_part_whose_answer_was_lost_is_found_to_be_there(ledger: Ledger, plan:
     ledger.store.hook = lambda op, key: Outcome.UNSURE if (op, key) == ("put", unsure) else Outcome.DONE
     record = _write(ledger, plan, unit_rows(plan, 0, "a1"))
     assert record.parts[kind].key == unsure
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_part_that_gc_removes_while_it_is_looked_for_is_a_failed_write_at_most(
+    ledger: Ledger, plan: Plan, look: int
+) -> None:
+    """Another attempt has published the unit: this one may lose, and may not meet what cannot be."""
+    unsure = "_raybatch/parts/00000000/00000/00000000-a1.ok.parquet"
+    store, looks = ledger.store, 0
+    assert isinstance(store, MemoryStore)
+
+    def hook(operation: str, key: str) -> Outcome:
+        nonlocal looks
+        looks += (operation, key) == ("open", unsure)
+        if looks == look:
+            store.objects.pop(key, None)
+        return Outcome.UNSURE if (operation, key) == ("put", unsure) else Outcome.DONE
+
+    store.hook = hook
+    with contextlib.suppress(StoreError):
+        _write(ledger, plan, unit_rows(plan, 0, "a1"))
+    assert looks > 0
 
 
 def test_parts_are_not_deleted_while_it_is_unknown_whether_the_unit_is_published(
