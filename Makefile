@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-normalise demo-search test test-servers test-long chaos bench lint format clean
+.PHONY: help setup demo demo-normalise demo-search demo-kafka test test-servers test-long chaos bench lint format clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv==$(UV_VERSION)
 	@# bytecode: engines import some 20,000 files each time they load
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --override overrides.txt -e '.[cpu,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --override overrides.txt -e '.[cpu,kafka,dev]'
 	@touch $@
 
 demo: demo-normalise demo-search ## run both example pipelines on real input; run it again to see that nothing is redone
@@ -36,13 +36,19 @@ demo-search: $(READY) ## 12,000 docstrings embedded with MiniLM, then searched
 	$(BIN)/raybatch run pipelines/search/pipeline.yaml
 	$(BIN)/python pipelines/search/query.py out/search/output
 
+demo-kafka: $(READY) ## demo-normalise from a Kafka topic, killed half-way and finished; needs Java 17 and Maven
+	@PYTHONPATH=tests $(BIN)/python -m servers.kafka_jars
+	rm -rf out/normalise-kafka
+	PYTHONPATH=tests $(BIN)/python -m servers.kafka $(BIN)/python pipelines/normalise/kafka_demo.py --count 10000
+
 test: $(READY) test-servers ## run every test (PYTEST="..." for pytest's own arguments)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 test-servers: $(READY)
-	@# says so in one line when Go is missing; builds them once, into .cache (or RAYBATCH_CACHE)
+	@# says so in one line when Go, npm, Java or Maven is missing; gets them once, into .cache (or RAYBATCH_CACHE)
 	@$(BIN)/python tests/servers/build.py
 	@PYTHONPATH=tests $(BIN)/python -m servers.azurite
+	@PYTHONPATH=tests $(BIN)/python -m servers.kafka_jars
 
 test-long: $(READY) ## kill real engines, and a real run twenty times over; half an hour on an idle machine
 	$(BIN)/python -m pytest -m long $(PYTEST)

@@ -1,7 +1,8 @@
 """What every piece of the pipeline file is made of: a frozen pydantic model that forbids unknown keys.
 
 Each source, stage and sink defines its own `Config` beside its code. Validation does no I/O: it sees the text
-of the file and the folder that the file is in (`base_dir` of the validation context), nothing else.
+of the file, the folder that the file is in and the pipeline's name (`base_dir` and `pipeline` of the validation
+context), nothing else.
 
 `PathOrUrl`, `ModelName` and `Secret` carry a `format` in their JSON Schema: by it `raybatch.spec` knows,
 before it validates, which strings to read relative to the file that says them, and which must not be written

@@ -1,4 +1,4 @@
-"""What all tests share: one local Ray and S3 servers per test process, and no silent skips."""
+"""What all tests share: one local Ray, S3 servers and a Kafka broker per test process, and no silent skips."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from servers.azurite import Azurite
+from servers.kafka import KafkaCluster
 from servers.project import S3Project
 from servers.s3 import LAUNCHERS, S3Bucket, S3Server
 
@@ -102,6 +103,28 @@ def s3_project(tmp_path: pathlib.Path, s3_bucket: S3Bucket) -> Iterator[S3Projec
     made = S3Project(tmp_path, bucket=s3_bucket)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """A real Kafka broker, with secured listeners too; mark the test `kafka`. Leave it running: who wants to
+    kill one takes `kafka_alone`. `kafka.topic()` is a new topic."""
+    with KafkaCluster(tmp_path_factory.mktemp("kafka") / "cluster", secured=True) as started:
+        yield started
+
+
+@pytest.fixture
+def kafka_alone(tmp_path: pathlib.Path) -> Iterator[KafkaCluster]:
+    """A broker for one test, which may kill it."""
+    with KafkaCluster(tmp_path / "kafka") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def kafka_trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """Three brokers, each of which may be killed if the test starts it again."""
+    with KafkaCluster(tmp_path_factory.mktemp("kafka") / "cluster", brokers=3) as started:
+        yield started
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -27,7 +27,7 @@ LAYERS = (
     {"runtime"},
     {"spec", "ledger", "sources", "stages", "sinks"},
     {"engines", "store"},
-    {"arrow_types", "config", "errors", "nearest", "registry", "retried", "rows", "version"},
+    {"arrow_types", "config", "errors", "latency", "nearest", "registry", "retried", "rows", "version"},
 )
 
 # Libraries that only these packages may import, at any place in a module.
@@ -39,6 +39,7 @@ OWNERS = {
     "sentence_transformers": {"engines"},
     "obstore": {"store"},
     "boto3": {"store"},
+    "kafka": {"sources"},
     "yaml": {"spec"},
     "click": {"cli"},
     "rich": {"cli"},

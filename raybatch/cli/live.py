@@ -67,7 +67,7 @@ def view(stream: TextIO, *, pipeline: str, log: Path, interval_s: float) -> Iter
 
 
 class LineView:
-    """A line at each change of phase, and every `interval_s` in between; for pipes, CI and cluster logs."""
+    """A line at each new phase, and every `interval_s` in between; for pipes, CI and cluster logs."""
 
     def __init__(
         self, stream: TextIO, *, log: Path, interval_s: float, clock: Callable[[], str] | None = None
@@ -78,7 +78,7 @@ class LineView:
         self._interval_s = interval_s
         self._clock = clock or (lambda: time.strftime("%H:%M:%S"))
         self._reasons = Reasons()
-        self._phase = ""
+        self._phases: set[str] = set()  # a run over many epochs goes through them again and again
         self._printed = float("-inf")  # on the run's own clock
         self._lock = threading.Lock()
 
@@ -89,10 +89,11 @@ class LineView:
                 self._print(reason)
             if snapshot.phase == "done":  # the table says it, and more
                 return
-            turned = snapshot.phase != self._phase
+            turned = snapshot.phase not in self._phases
             if not turned and snapshot.elapsed_s - self._printed < self._interval_s:
                 return
-            self._phase, self._printed = snapshot.phase, snapshot.elapsed_s
+            self._phases.add(snapshot.phase)
+            self._printed = snapshot.elapsed_s
             where = f"  log {self._log}" if turned else ""
             self._print(f"{line(self.meter)}{where}")
 

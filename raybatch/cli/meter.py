@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from raybatch.engines.pool import PoolStatus
 from raybatch.runtime.progress import Snapshot
 
-ENGINE_PHASES = ("starting", "running")
+ENGINE_PHASES = ("starting", "running", "waiting")
 
 
 @dataclass
@@ -51,30 +51,40 @@ class Meter:
         self._units = Rate(window_s=60, jumps=4)
         self._tokens = Rate(window_s=15, jumps=4)
         self._engines: dict[str, PoolStatus] = {}
-        self._running_since: float | None = None
+        # Of the epochs before the latest that were seen
+        self._rows_before = self._units_before = self._resumed_before = 0
         self.running_s = 0.0
-        """Seconds from the first look at the run with its engines up to the last."""
+        """Seconds that the run was seen at work, with its engines."""
 
     def add(self, snapshot: Snapshot) -> None:
         """Take one look in."""
-        self.latest = snapshot
+        last, self.latest = self.latest, snapshot
+        if last is not None and last.epoch != snapshot.epoch:
+            self._rows_before += _own_rows(last)
+            self._units_before += _own_units(last)
+            self._resumed_before += last.rows_resumed
         if snapshot.phase not in ENGINE_PHASES:
             self._engines.clear()
         # An engine that was too busy to answer has not gone away
         self._engines.update({status.key: status for status in snapshot.engines})
+        now = snapshot.elapsed_s
+        if last is not None and last.phase == "running":
+            self.running_s += now - last.elapsed_s
         if snapshot.phase != "running":
             return
-        now = snapshot.elapsed_s
-        self._running_since = now if self._running_since is None else self._running_since
-        self.running_s = now - self._running_since
-        self._rows.add(now, snapshot.rows["in"] - snapshot.rows_resumed)
-        self._units.add(now, snapshot.units["published"] - snapshot.units["resumed"])
+        self._rows.add(now, self._rows_before + _own_rows(snapshot))
+        self._units.add(now, self._units_before + _own_units(snapshot))
         self._tokens.add(now, sum(status.generated_tokens for status in self._engines.values()))
 
     @property
     def engines(self) -> Sequence[PoolStatus]:
         """The engines there are, each as it last was; empty before they start and after they stop."""
         return list(self._engines.values())
+
+    @property
+    def rows_resumed(self) -> int:
+        """Input rows that earlier runs had published, of all epochs of this run."""
+        return self._resumed_before + (self.latest.rows_resumed if self.latest else 0)
 
     @property
     def rows_per_s(self) -> float | None:
@@ -110,3 +120,11 @@ class Meter:
     @property
     def _running(self) -> bool:
         return self.latest is not None and self.latest.phase == "running"
+
+
+def _own_rows(snapshot: Snapshot) -> int:
+    return snapshot.rows["in"] - snapshot.rows_resumed
+
+
+def _own_units(snapshot: Snapshot) -> int:
+    return snapshot.units["published"] - snapshot.units["resumed"]

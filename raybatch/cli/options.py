@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from raybatch.spec.pipeline import Pipeline
     from raybatch.store.base import Store
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -50,11 +51,19 @@ def json_option(function: _Function) -> _Function:
 
 def output_named(argument: str, *, profile: str | None, sets: tuple[str, ...]) -> Store:
     """The output that PIPELINE names: itself, as a folder or URL, or by the pipeline file that it is."""
+    return output_and_pipeline(argument, profile=profile, sets=sets)[0]
+
+
+def output_and_pipeline(
+    argument: str, *, profile: str | None, sets: tuple[str, ...]
+) -> tuple[Store, Pipeline | None]:
+    """As `output_named`; and the pipeline, if PIPELINE is a file."""
     from raybatch.config import is_url
     from raybatch.sinks.base import open_output
     from raybatch.spec.load import load_pipeline
     from raybatch.store import open_store
 
     if is_url(argument) or os.path.isdir(argument):
-        return open_store(argument)
-    return open_output(load_pipeline(argument, profile=profile, sets=sets).sink)
+        return open_store(argument), None
+    pipeline = load_pipeline(argument, profile=profile, sets=sets)
+    return open_output(pipeline.sink), pipeline

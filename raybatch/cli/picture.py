@@ -35,7 +35,8 @@ def line(meter: Meter) -> str:
     """One line for all of it."""
     seen = meter.latest
     assert seen is not None
-    parts = [seen.phase]
+    parts = [f"epoch {seen.epoch}"] if seen.epochs else []
+    parts.append(seen.phase)
     if seen.units.get("planned"):
         resumed = f" ({seen.units['resumed']:,} resumed)" if seen.units["resumed"] else ""
         parts.append(f"units {seen.units['published']:,}/{seen.units['planned']:,}{resumed}")

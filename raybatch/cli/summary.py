@@ -15,7 +15,7 @@ from rich.text import Text
 from raybatch.cli.meter import Meter
 from raybatch.cli.picture import duration, short_path, speed
 from raybatch.errors import InterruptedRunError, RaybatchError
-from raybatch.runtime.progress import RunReport
+from raybatch.runtime.progress import RunReport, Snapshot
 
 UNEXPECTED = 1
 LABEL_WIDTH = 7
@@ -38,13 +38,19 @@ def print_success(console: Console, report: RunReport, meter: Meter, *, log: Pat
         console.print(Text.assemble((report.pipeline, "bold"), "  ", ("nothing to do: " + complete, "green")))
     else:
         took = f"complete in {duration(report.seconds['total'])}"
+        which = (
+            f"epoch {report.epoch}" if report.epochs == 1 else f"{report.epochs} epochs, up to {report.epoch}"
+        )
         console.print(
-            Text.assemble((report.pipeline, "bold"), f"  epoch {report.epoch}  ", (took, "green")),
+            Text.assemble((report.pipeline, "bold"), f"  {which}  ", (took, "green")),
             Text(f" run {report.run_id}", style="dim"),
         )
         if report.units["resumed"] == report.units["planned"]:
             console.print(_labelled("", "nothing was redone: every unit was published already"))
         console.print(_numbers(report), *_times(report, meter), sep="\n")
+        if report.latency_s is not None:
+            late = ", ".join(f"{seconds:,.1f} s ({share})" for share, seconds in report.latency_s.items())
+            console.print(_labelled("latency", f"{late} from produced to visible"))
         if report.retry is not None:
             console.print(_labelled("retry", _retried(report.retry)), soft_wrap=True)
         if report.errors:
@@ -66,13 +72,13 @@ def print_failure(console: Console, error: BaseException, meter: Meter, *, pipel
         head.append(f" after {duration(seen.elapsed_s)}, while {seen.phase}")
         head.append(f"  run {seen.run_id}", style="dim")
     console.print(head, soft_wrap=True)
-    units = seen.units if seen is not None and seen.units.get("planned") else None
-    if not (interrupted and units):
+    begun = seen is not None and bool(seen.units.get("planned"))
+    if not (interrupted and begun):
         console.print(Text(_words(error)), soft_wrap=True)
     if seen is not None and seen.errors:
         console.print(_labelled("errors", _counts(seen.errors), style="yellow"), soft_wrap=True)
-    if units:
-        console.print(Text(_progress(units, exit_code(error))), soft_wrap=True)
+    if seen is not None and begun:
+        console.print(Text(_progress(seen, exit_code(error))), soft_wrap=True)
     _print_log(console, log)
 
 
@@ -86,6 +92,7 @@ def failure_json(
         known |= {
             "run_id": seen.run_id,
             "epoch": seen.epoch,
+            "epochs": seen.epochs,
             "phase": seen.phase,
             "units": dict(seen.units),
             "rows": dict(seen.rows),
@@ -140,7 +147,7 @@ def _times(report: RunReport, meter: Meter) -> Iterator[Text]:
 
 def _speeds(report: RunReport, meter: Meter) -> Iterator[str]:
     """Of this run alone: what it did, over the time that engines were up, and over all of it."""
-    rows = report.rows["in"] - (meter.latest.rows_resumed if meter.latest else 0)
+    rows = report.rows["in"] - meter.rows_resumed
     working, total = meter.running_s, report.seconds["total"]
     if working and rows:
         yield f"{speed(rows / working)} rows/s while running"
@@ -177,7 +184,9 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}\nThis is a fault in raybatch; the traceback is in the log."
 
 
-def _progress(units: Mapping[str, int], code: int) -> str:
-    published = f"{units['published']:,} of {units['planned']:,} units are published"
+def _progress(seen: Snapshot, code: int) -> str:
+    published = f"{seen.units['published']:,} of {seen.units['planned']:,} units are published"
+    if seen.epochs:
+        published = f"{seen.epochs:,} epochs are committed by this run; of epoch {seen.epoch}, {published}"
     resumable = code in (UNEXPECTED, InterruptedRunError.exit_code)
     return f"run it again to resume: {published}" if resumable else published

@@ -1,4 +1,5 @@
-"""Checks the invariants of the ledger on what is stored, and on nothing else: no pipeline, no source, no Ray.
+"""Checks the invariants of the ledger on what is stored, and on nothing else: no pipeline, no source, no Ray. Only
+what a source has told the outside world (I7) has to be asked of whoever knows it.
 
 Reads every stored byte once or twice, writes nothing. Memory is bounded by half a kilobyte per unit of the
 largest epoch, 8 bytes per row of the largest units, and a table of hashes that spills to temporary files (8 bytes
@@ -7,7 +8,7 @@ per input row).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from raybatch.ledger.audit_retry import RetryAudit
 from raybatch.ledger.findings import Findings
 from raybatch.ledger.records import Commit, Plan
 from raybatch.ledger.row_ids import Hashes, HashSpool, spell
+from raybatch.sources.base import JSON, Acknowledged
 from raybatch.store.ahead import map_ahead
 from raybatch.store.base import Store
 from raybatch.store.objects import exists
@@ -34,7 +36,9 @@ INVARIANTS: Mapping[str, str] = {
     "I7": "committed group offsets do not pass the last commit",
     "I8": "nothing that a plan, unit or commit names was deleted",
 }
-_NOT_APPLICABLE = {"I7": "only sources with group offsets (Kafka) have any"}
+
+# What a source's `acknowledged` gives for an end
+Ask = Callable[[JSON], Acknowledged | None]
 
 _MAX_SUSPECTS = 10_000
 _EPOCHS_AHEAD = 2  # a plan of a million units is 60 MB
@@ -48,7 +52,7 @@ class Check:
 
     invariant: str
     claim: str
-    status: str  # "ok", "failed" or "not applicable"
+    status: str  # "ok", "failed", "not applicable" or "not checked"
     checked: str  # what was looked at, or why nothing was
     violations: int = 0
     first: str | None = None
@@ -74,12 +78,12 @@ class AuditReport:
         return plain | {"checks": [vars(check) for check in self.checks], "notes": list(self.notes)}
 
 
-def audit(store: Store) -> AuditReport:
-    """Check I1 to I8 of the output in `store`.
+def audit(store: Store, *, acknowledged: Ask | None = None) -> AuditReport:
+    """Check I1 to I8 of the output in `store`; `acknowledged` is asked for I7.
 
     Raises `SinkError` when there is no such output, `StoreError` when it cannot be read.
     """
-    return _Audit(store).run()
+    return _Audit(store, acknowledged).run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +96,15 @@ class _Stored:
 
 
 class _Audit:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, acknowledged: Ask | None) -> None:
         self.store = store
+        self.acknowledged = acknowledged
+        self.unchecked: dict[str, tuple[str, str]] = {}  # invariant: status and why
         self.findings = Findings()
         self.pipeline: str | None = None
         self.named: set[str] = set()  # files that commits name
         self.committed: list[int] = []
+        self.last: Commit | None = None
         self.retries = RetryAudit(store)
 
     def run(self) -> AuditReport:
@@ -109,10 +116,11 @@ class _Audit:
             )
         self._check_gaps(planned, committed)
         with HashSpool() as spool:
-            before: Commit | None = None
+            before: Plan | Commit | None = None
             for stored in map_ahead(self._load_epoch, planned, threads=_EPOCHS_AHEAD):
                 before = self._check_epoch(stored, before=before, spool=spool) or before
             self._check_twice(spool)
+        self._check_acknowledged()
         self._check_strangers(planned)
         return self._report()
 
@@ -135,8 +143,8 @@ class _Audit:
             for epoch in missing:
                 self.findings.fail("I1", f"the {what} of epoch {epoch} is missing, and later ones exist")
         for epoch in planned:
-            if epoch > last + 1:
-                self.findings.fail("I1", f"epoch {epoch} is planned, and epoch {epoch - 1} is not committed")
+            if epoch > last + 2:  # one is being committed, the next one worked on
+                self.findings.fail("I1", f"epoch {epoch} is planned, and epoch {epoch - 2} is not committed")
         for epoch in sorted(set(committed) - set(planned)):
             self.findings.fail("I1", f"epoch {epoch} is committed, and has no plan")
 
@@ -152,8 +160,11 @@ class _Audit:
         except LedgerError as error:
             return error
 
-    def _check_epoch(self, stored: _Stored, *, before: Commit | None, spool: HashSpool) -> Commit | None:
-        """Check what an epoch has of its own and between it and the one before; gives its commit."""
+    def _check_epoch(
+        self, stored: _Stored, *, before: Plan | Commit | None, spool: HashSpool
+    ) -> Plan | Commit | None:
+        """Check what an epoch has of its own and between it and the one before; gives the record that tells
+        where it ends: its commit, or as long as there is none, its plan."""
         plan, commit = self._readable(stored.plan), self._readable(stored.commit)
         if plan is None:
             return commit
@@ -161,11 +172,12 @@ class _Audit:
             self._check_identity(record, stored.epoch)
         self._check_chain(plan, commit, before)
         if commit is not None:
+            self.last = commit
             self.committed.append(stored.epoch)
             self.named.update(file.key for file in (*commit.data, *commit.errors))
         self.retries.follow(plan, commit, self.findings)
         EpochAudit(self.store, self.findings, plan, commit).run(spool.add)
-        return commit
+        return commit or plan
 
     def _readable(self, record: R | LedgerError | None) -> R | None:
         if isinstance(record, LedgerError):
@@ -185,10 +197,13 @@ class _Audit:
                 "I1", f"the {what} of epoch {epoch} is of pipeline '{record.pipeline}', not '{self.pipeline}'"
             )
 
-    def _check_chain(self, plan: Plan, commit: Commit | None, before: Commit | None) -> None:
+    def _check_chain(self, plan: Plan, commit: Commit | None, before: Plan | Commit | None) -> None:
         self.findings.count("I2", "epochs", 1)
         start = before.end if before is not None else None
-        if (before is None or before.epoch == plan.epoch - 1) and plan.start != start:
+        expected = (
+            before is None or before.epoch == plan.epoch - 1
+        )  # else a record is missing, and that is said
+        if expected and plan.start != start:
             self.findings.fail(
                 "I2", f"epoch {plan.epoch} starts at {plan.start}, and the one before it ended at {start}"
             )
@@ -230,6 +245,45 @@ class _Audit:
                     told.add(place)
                     yield where, {"_source": row["_source"], "_row": row["_row"]}
 
+    def _check_acknowledged(self) -> None:
+        """Nobody was told that more is committed than is."""
+        if self.acknowledged is None:
+            self.unchecked["I7"] = (
+                "not checked",
+                "an output does not tell its source; name the pipeline file",
+            )
+        elif self.last is None:
+            self.unchecked["I7"] = ("not applicable", "nothing is committed yet")
+        else:
+            try:
+                told = self._told(self.acknowledged, self.last)
+            # Whatever a source's outside world can fail with, what is stored can be judged without
+            except Exception as error:
+                self.unchecked["I7"] = ("not checked", str(error) or type(error).__name__)
+                return
+            self._judge(told)
+
+    def _told(self, ask: Ask, last: Commit) -> Acknowledged | None:
+        """What was told, beside the commit that was the last one when it was asked."""
+        while True:
+            told = ask(last.end)
+            epochs = [keys.epoch_of(entry.key) for entry in self.store.list(keys.COMMITS)]
+            newest = max(epoch for epoch in epochs if epoch is not None)
+            found = self._load(Commit, keys.commit_key(newest)) if newest > last.epoch else None
+            if not isinstance(found, Commit):
+                return told
+            last = found  # a run goes on beside the audit
+
+    def _judge(self, told: Acknowledged | None) -> None:
+        if told is None:
+            self.unchecked["I7"] = ("not applicable", "only sources with group offsets (Kafka) have any")
+            return
+        self.findings.count("I7", "group offsets", told.compared)
+        for what in told.ahead:
+            self.findings.fail("I7", what)
+        for what in told.behind:
+            self.findings.note(f"{what}; the next run sets it")
+
     def _check_strangers(self, planned: list[int]) -> None:
         """What is there and named by nobody."""
         folders = {keys.units_prefix(epoch) for epoch in planned}
@@ -262,9 +316,9 @@ class _Audit:
 
     def _check(self, invariant: str) -> Check:
         claim, first = INVARIANTS[invariant], self.findings.failed.get(invariant)
-        reason = _NOT_APPLICABLE.get(invariant)
-        if reason is not None:
-            return Check(invariant=invariant, claim=claim, status="not applicable", checked=reason)
+        if invariant in self.unchecked:
+            status, why = self.unchecked[invariant]
+            return Check(invariant=invariant, claim=claim, status=status, checked=why)
         return Check(
             invariant=invariant,
             claim=claim,

@@ -129,9 +129,10 @@ class Ledger:
         """Make an epoch visible, once all of its units and files are there; gives the commit.
 
         Raises `LostRaceError` when another run has committed the epoch, whose work then stands, and
-        `LedgerError` when `commit` does not add up to `plan`.
+        `LedgerError` when `commit` does not add up to `plan`, or is not the next one.
         """
         self._check_complete(plan, commit)
+        self._check_order(commit)
         key = keys.commit_key(plan.epoch)
         failpoint("before-commit")
         text = self._settle(key, commit.to_json())
@@ -196,6 +197,15 @@ class Ledger:
         _check_files(where, commit.errors, rows=commit.totals.error, what="error")
         if not commit.totals.balanced:
             raise LedgerError(f"{where} does not add up: {commit.totals}")
+
+    def _check_order(self, commit: Commit) -> None:
+        """An epoch may be planned and worked on before the one before is committed, but not committed itself."""
+        before = self.committed(commit.epoch - 1) if commit.epoch else None
+        if (before is None and commit.epoch) or (before.end if before else None) != commit.start:
+            raise LedgerError(
+                f"the commit of epoch {commit.epoch} does not follow the one before, which"
+                f" {'ends elsewhere' if before else 'is not there'}"
+            )
 
     def _parse_plan(self, key: str, text: bytes, *, epoch: int) -> Plan:
         plan = Plan.from_json(text, where=self._at(key))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Drain:
     def __init__(self, sign: StopSign, *, grace_s: float, say: Callable[[str], None]) -> None:
         self.sign = sign
         self.asked = False
+        self._asked_at = 0.0
         self._grace_s = grace_s
         self._say = say
         self._wake = threading.Event()
@@ -58,13 +60,18 @@ class Drain:
         """A handler runs between any two steps of the main thread, so all it does is to wake the other one."""
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._asked_at = True, time.monotonic()
         self._wake.set()
 
     def heed(self) -> None:
         """For whoever does the work, between two pieces of it: raises `KeyboardInterrupt` once it was asked for."""
         if self.asked:
             raise KeyboardInterrupt
+
+    def grace_left_s(self) -> float:
+        """Seconds until the work is interrupted: all of the grace period before it was asked for."""
+        gone = time.monotonic() - self._asked_at if self.asked else 0.0
+        return max(0.0, self._grace_s - gone)
 
     def close(self) -> None:
         self._over.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -57,6 +57,15 @@ class Execution:
         self._up = None
         self._held.close()
 
+    def heed(self) -> None:
+        """Raise `KeyboardInterrupt` if the run has been told to stop: for who waits between two epochs."""
+        if self._up is not None:
+            self._up.drain.heed()
+
+    def grace_left_s(self) -> float:
+        """How long the run may still take once it was told to stop."""
+        return self._up.drain.grace_left_s() if self._up else self._pipeline.run.grace_s
+
     def execute(
         self,
         plan: Plan,
@@ -65,11 +74,12 @@ class Execution:
         source: Source,
         ledger: Ledger,
         max_error_rate: float,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Publish the units `todo` of `plan`, telling the watch of each.
+        """Publish the units `todo` of `plan`, telling the watch of each, and calling `check`.
 
-        Raises the `RaybatchError` that ended the work, and `KeyboardInterrupt` when a signal did; units
-        published until then stay so.
+        Raises the `RaybatchError` that ended the work, or that `check` raised, and `KeyboardInterrupt` when a
+        signal did; units published until then stay so.
         """
         if self._up is None:
             self._up = self._held.enter_context(_started(self._pipeline, watch=self._watch))
@@ -91,6 +101,7 @@ class Execution:
                     watch.add(plan, UnitRecord.from_json(text))
                     refuse_too_many_errors(watch.tally, max_error_rate, complete=False)
                     publish.sink.check_partitions(watch.tally.partitions)
+                    check()
                 up.drain.heed()
         except Exception as error:
             raise _known(error) from error

@@ -11,9 +11,12 @@ from raybatch.ledger.records import Plan, now, schema_to_text
 from raybatch.ledger.units import Units
 from raybatch.runtime.history import earlier_units
 from raybatch.runtime.watch import Watch
-from raybatch.sources.base import Source
+from raybatch.sources.base import JSON, NO_LIMIT, Limit, Source, SourcePlan
 from raybatch.spec.columns import check_columns, keeps_columns
 from raybatch.spec.pipeline import Pipeline
+
+# The number of an epoch, and the position that it starts at (None: the very beginning)
+Place = tuple[int, JSON | None]
 
 MIB = 1 << 20
 # A unit is what is lost when a worker dies, and what a resume counts in; overhead per unit is some 100 ms.
@@ -23,13 +26,16 @@ UNIT_LIMITS = {"vllm": (1024, 8 * MIB), "sentence_transformers": (4096, 16 * MIB
 UNIT_LIMITS_WITHOUT_ENGINE = (1_000_000, 128 * MIB)
 
 
-def unfinished_plan(pipeline: Pipeline, ledger: Ledger, *, allow_drift: bool, watch: Watch) -> Plan | None:
-    """The plan that an earlier run left without a commit, if it is still the plan of this pipeline.
+def unfinished_plan(
+    pipeline: Pipeline, ledger: Ledger, epoch: int, *, allow_drift: bool, watch: Watch
+) -> Plan | None:
+    """The plan of `epoch`, one that is not committed, if an earlier run has made one, and it is still the plan of
+    this pipeline.
 
     Raises `DriftError` when what decides the output has changed since, unless that is allowed; the commit
     then records what has changed.
     """
-    plan = ledger.plan(ledger.position()[0])
+    plan = ledger.plan(epoch)
     if plan is None:
         return None
     changed = differences(plan.fingerprint, fingerprint(pipeline))
@@ -42,23 +48,31 @@ def unfinished_plan(pipeline: Pipeline, ledger: Ledger, *, allow_drift: bool, wa
     return plan
 
 
-def new_plan(pipeline: Pipeline, ledger: Ledger, source: Source, *, run_id: str, watch: Watch) -> Plan | None:
-    """Freeze the input that has appeared since the last commit; None when there is none.
+def look(
+    pipeline: Pipeline, ledger: Ledger, source: Source, place: Place, *, watch: Watch, limit: Limit = NO_LIMIT
+) -> SourcePlan | None:
+    """The input that has appeared since `place`, checked against the pipeline; None when there is none.
 
-    The plan that stands may be one that another run has just made, of the same input or more; either will do.
-    The very first epoch is planned even when it is empty, so that an empty input has an output too.
+    For the very first epoch an empty one is given, so that an empty input has an output too.
     """
-    epoch, start = ledger.position()
+    epoch, start = place
     history = earlier_units(ledger, epochs=epoch)
-    found = source.plan(after=start, history=history, progress=watch.say)
+    found = source.plan(after=start, history=history, progress=watch.say, limit=limit)
     for text in found.notes:
         watch.note(text)
     if found.units:  # what is empty has no columns to check
         check_columns(pipeline, source_columns=found.schema.names)
+    pipeline.sink.build().check(found.schema, kept=keeps_columns(pipeline))
+    return found if found.units or epoch == 0 else None
+
+
+def freeze(pipeline: Pipeline, ledger: Ledger, found: SourcePlan, place: Place, *, run_id: str) -> Plan:
+    """Make what was found the plan of the epoch at `place`.
+
+    The plan that stands may be one that another run has just made, of the same input or more; either will do.
+    """
+    epoch, start = place
     sink = pipeline.sink.build()
-    sink.check(found.schema, kept=keeps_columns(pipeline))
-    if not found.units and epoch > 0:
-        return None
     before = ledger.plan(epoch - 1) if epoch else None
     if before is not None:
         sink.check_beside(before.layout)
@@ -95,10 +109,11 @@ def unit_limits(pipeline: Pipeline) -> tuple[int, int]:
 
 def fingerprint(pipeline: Pipeline) -> dict[str, Any]:
     """What decides the output: the source, and each stage with its model's files or its code. Plain JSON;
-    compared with the plan's on resume. How the storage is reached decides nothing."""
+    compared with the plan's on resume."""
     source = _plain(pipeline.raw.get("source", {}))
+    left_out = getattr(pipeline.source, "decides_nothing", ())
     return {
-        "source": {key: value for key, value in source.items() if key != "storage"},
+        "source": {key: value for key, value in source.items() if key not in left_out},
         "stages": [{"name": stage.name, **_plain(stage.fingerprint())} for stage in pipeline.stages],
     }
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from raybatch.engines.pool import PoolStatus
 from raybatch.ledger.records import UnitRecord
 
-PHASES = ("planning", "starting", "running", "finalising", "done")
+PHASES = ("planning", "starting", "running", "waiting", "finalising", "done")  # waiting: for input to arrive
 TOKENS = {"prompt": "prompt_tokens", "cached": "cached_tokens", "generated": "generated_tokens"}
 
 
@@ -35,6 +35,7 @@ class Snapshot:
     errors: Mapping[str, int]  # by type
     tokens: Mapping[str, int]  # prompt, cached, generated; of this run only
     engines: Sequence[PoolStatus]
+    epochs: int = 0  # that this run has committed
 
 
 class Reporter(Protocol):
@@ -59,11 +60,15 @@ class Silent:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """The end of a run; `to_json` is what `raybatch run --json` prints."""
+    """The end of a run; `to_json` is what `raybatch run --json` prints.
+
+    `epoch` is the last one, and `epochs` how many the run has committed; what it counts are sums over these.
+    """
 
     run_id: str
     pipeline: str
     epoch: int
+    epochs: int
     committed: bool
     units: Mapping[str, int]
     rows: Mapping[str, int]
@@ -76,12 +81,15 @@ class RunReport:
     retry: Mapping[str, Any] | None = None
     """Only of a retry: how many rows it took (`taken`), what became of them (`ok`, `error`: failed again,
     `dropped`), and the live error rows of the whole output (`left`, `left_by_type`)."""
+    latency_s: Mapping[str, float] | None = None
+    """Only where rows have times of their own (Kafka): seconds from produced to visible, `p50` and `p99`."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, in the order of the fields; `retry` only where there is one."""
+        """Plain JSON values, in the order of the fields; `retry` and `latency_s` only where there is one."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        if self.retry is None:
-            del plain["retry"]
+        for name in ("retry", "latency_s"):
+            if plain[name] is None:
+                del plain[name]
         plain["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
         return {n: dict(v) if isinstance(v, Mapping) else v for n, v in plain.items()}
 
@@ -121,6 +129,18 @@ class Tally:
             self.stats[name] += value
         if self.first_published_s is None:
             self.first_published_s = time.monotonic() - self.started
+
+    def take_in(self, other: Tally) -> None:
+        """Add what `other`, the tally of an epoch that is done, has counted; not what only estimates need."""
+        self.planned += other.planned
+        self.published += other.published
+        self.resumed += other.resumed
+        self.rows.update(other.rows)
+        self.errors.update(other.errors)
+        for name, value in other.stats.items():
+            self.stats[name] += value
+        if self.first_published_s is None:
+            self.first_published_s = other.first_published_s
 
     @property
     def rows_expected(self) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from raybatch.errors import DriftError, TooManyErrorsError
 from raybatch.ledger.drift import differences
@@ -16,11 +17,9 @@ from raybatch.ledger.records import Commit, Plan, Retry, now
 from raybatch.ledger.retries import Choice, Found, committed_errors, find, related, rows_of, totals, units_of
 from raybatch.ledger.units import Units
 from raybatch.runtime import planning
-from raybatch.runtime.execute import Execution
-from raybatch.runtime.progress import Reporter, RunReport, Silent
-from raybatch.runtime.run import finish, interruptible, new_run_id
+from raybatch.runtime.epochs import Epochs, begun
+from raybatch.runtime.progress import Reporter, RunReport
 from raybatch.runtime.watch import Watch
-from raybatch.sinks.base import open_output
 from raybatch.spec.pipeline import Pipeline
 
 
@@ -43,41 +42,26 @@ def retry(
     choice = Choice(
         types=tuple(sorted(set(types))), stages=tuple(sorted(set(stages))), epochs=tuple(sorted(set(epochs)))
     )
-    run_id = new_run_id()
-    ledger = Ledger(open_output(pipeline.sink), pipeline.name)
-    source = planning.build_source(pipeline)
-    watch = Watch(pipeline, run_id=run_id, reporter=reporter or Silent())
     commit = None
-    with interruptible(), Execution(pipeline, watch=watch) as execution:
-        ledger.open()
+    with begun(pipeline, allow_drift=allow_drift, reporter=reporter) as work:
         while True:
-            plan = planning.unfinished_plan(pipeline, ledger, allow_drift=allow_drift, watch=watch)
-            plan = plan or _plan(pipeline, ledger, choice, allow_drift=allow_drift, watch=watch)
+            plan = work.unfinished(work.ledger.position()[0]) or _plan(work, choice)
             if plan is None:
                 break
             last = plan.retry is not None and Choice.of(plan.retry) == choice
-            commit = finish(
-                pipeline,
-                plan,
-                source=source,
-                ledger=ledger,
-                execution=execution,
-                watch=watch,
-                max_error_rate=1.0,  # it is of what is left, and that is known at the end
-                last=last,
-            )
+            # The error rate is of what is left, and that is known at the end
+            commit = work.finish(plan, max_error_rate=1.0, last=last)
             if last:
                 break
-        return _end(pipeline, ledger, commit, choice=choice, watch=watch)
+        return _end(pipeline, work.ledger, commit, choice=choice, watch=work.watch)
 
 
-def _plan(
-    pipeline: Pipeline, ledger: Ledger, choice: Choice, *, allow_drift: bool, watch: Watch
-) -> Plan | None:
+def _plan(work: Epochs, choice: Choice) -> Plan | None:
     """Freeze the live error rows of `choice`; None when there are none.
 
     The plan that stands may be one that another run has just made, also of other rows.
     """
+    pipeline, ledger, watch = work.pipeline, work.ledger, work.watch
     # The position first: what another run commits after it is in the way of this epoch's plan, not among its rows
     epoch, start = ledger.position()
     found = list(find(ledger.store, choice))
@@ -86,7 +70,7 @@ def _plan(
     before = ledger.plan(epoch - 1)
     assert before is not None, "an epoch with error rows is committed"
     assert start is not None
-    _check_source(pipeline, ledger, found, allow_drift=allow_drift, watch=watch)
+    _check_source(pipeline, ledger, found, allow_drift=work.allow_drift, watch=watch)
     sink = pipeline.sink.build()
     sink.check_beside(before.layout)
     max_rows, max_bytes = planning.unit_limits(pipeline)
@@ -114,12 +98,11 @@ def _check_source(
     pipeline: Pipeline, ledger: Ledger, found: Sequence[Found], *, allow_drift: bool, watch: Watch
 ) -> None:
     """Raise `DriftError` when rows may be counted in another way than when they got their ids."""
-    now_read = dict(planning.fingerprint(pipeline)["source"])
-    now_read.pop("path", None)  # which files there are is in the ranges
+    now_read = _rows_decided_by(planning.fingerprint(pipeline))
     for epoch in sorted({one.entry["epoch"] for one in found}):
         plan = ledger.plan(epoch)
         assert plan is not None, "its units were just read"
-        read = {key: value for key, value in plan.fingerprint.get("source", {}).items() if key != "path"}
+        read = _rows_decided_by(plan.fingerprint)
         changed = differences(read, now_read, path="source")
         if changed and not allow_drift:
             lines = "\n".join(f"  {difference}" for difference in changed)
@@ -131,6 +114,12 @@ def _check_source(
             )
         for difference in changed:
             watch.note(f"--allow-drift, since epoch {epoch}: {difference}")
+
+
+def _rows_decided_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The source's options, but which files or topics there are: that is in the ranges."""
+    source = fingerprint.get("source", {})
+    return {key: value for key, value in source.items() if key not in ("path", "topics", "topic_pattern")}
 
 
 def _end(

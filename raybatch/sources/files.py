@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from raybatch.config import Config, PathOrUrl
 from raybatch.errors import CorruptInputError, RaybatchError, SourceError, StoreError
 from raybatch.rows import ID_COLUMNS, ID_FIELDS, UnitRows, source_errors
-from raybatch.sources.base import JSON, Progress, SourcePlan, UnitSpec, no_progress
+from raybatch.sources.base import JSON, NO_LIMIT, Limit, Progress, SourcePlan, UnitSpec, no_progress
 from raybatch.sources.file import File, describe_change
 from raybatch.sources.formats import make_format
 from raybatch.sources.formats.base import (
@@ -33,6 +33,7 @@ from raybatch.sources.formats.base import (
     compression_of,
     for_each,
     format_of,
+    within,
 )
 from raybatch.sources.formats.json_types import JSON_TEXT, declared_type
 from raybatch.sources.listing import list_files
@@ -43,11 +44,15 @@ from raybatch.store.remote import StorageOptions
 # An offset of Arrow's string type is 32 bits: a unit and one row more have to stay below 2 GiB.
 _MAX_UNIT_BYTES = 1 << 30
 _NAMED_CHANGES = 5
+_FIRST_FILES = 16  # that are planned at once, where a limit says how many are taken
 _EMPTY_COMPRESSED_BYTES = 512  # gzip's header holds a file name, of up to 255 bytes
 
 
 class FilesConfig(Config):
     """Rows from files. See the module's docstring for row ids."""
+
+    continuous: ClassVar[bool] = True
+    decides_nothing: ClassVar[tuple[str, ...]] = ("storage",)
 
     type: Literal["files"]
     path: PathOrUrl | list[PathOrUrl]
@@ -165,6 +170,7 @@ class FilesSource:
         after: JSON | None,
         history: Iterable[UnitSpec] = (),
         progress: Progress = no_progress,
+        limit: Limit = NO_LIMIT,
     ) -> SourcePlan:
         taken = Taken.of(after, history)
         before = taken.schema
@@ -179,14 +185,14 @@ class FilesSource:
         empty = _empty(new)
         full = [file for file in new if file.path not in empty]
         notes = _notes(listed, taken.versions, empty=sorted(empty))
-        planned = self._format(full).plan(full, before=before) if full else FormatPlan()
+        planned, left = self._plan_first(full, before=before, limit=limit)
         if not planned.units and not taken.versions:
             notes.append("the input is empty: no file has any rows")
         kept = planned.schema if planned.units else before
         end = taken.plus(planned.units).position(kept) if planned.units or after is None else after
         schema = kept if kept is not None else self._declared()
         notes += [*_new_columns(schema, before), *planned.notes]
-        return SourcePlan(units=planned.units, end=end, schema=schema, notes=notes)
+        return SourcePlan(units=planned.units, end=end, schema=schema, full=left, notes=notes)
 
     def read(self, unit: UnitSpec, *, key: str, schema: pa.Schema) -> UnitRows:
         file = File(path=unit.range["path"], version=unit.range["version"], storage=self.config.storage)
@@ -213,6 +219,27 @@ class FilesSource:
 
     def acknowledge(self, end: JSON) -> None:
         """Nothing: nobody outside waits for files to be taken."""
+
+    def acknowledged(self, end: JSON) -> None:
+        """Nothing, then."""
+
+    def _plan_first(
+        self, files: Sequence[File], *, before: pa.Schema | None, limit: Limit
+    ) -> tuple[FormatPlan, bool]:
+        """The plan of the first of `files`, as many as `limit` allows; and whether that leaves any.
+
+        What a file holds is known once it is planned: twice as many are planned each time until it is enough.
+        """
+        if limit == NO_LIMIT:
+            return self._format(files).plan(files, before=before) if files else FormatPlan(), False
+        planned, count = FormatPlan(), 0
+        while count < len(files):
+            count = min(len(files), max(2 * count, _FIRST_FILES))
+            planned = self._format(files[:count]).plan(files[:count], before=before)
+            some = within(planned, limit)
+            if len(some.units) < len(planned.units):
+                return some, True
+        return planned, False
 
     def _declared(self) -> pa.Schema:
         names = self.columns() or list(self.config.column_types)

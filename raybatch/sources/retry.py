@@ -23,7 +23,17 @@ import pyarrow.compute as pc
 from raybatch.errors import CorruptInputError, InputChangedError, LedgerError
 from raybatch.retried import keep_wanted
 from raybatch.rows import ERROR_SCHEMA, ID_COLUMNS, ID_SCHEMA, UnitRows
-from raybatch.sources.base import JSON, Progress, Source, SourcePlan, UnitSpec, no_progress
+from raybatch.sources.base import (
+    JSON,
+    NO_LIMIT,
+    Acknowledged,
+    Limit,
+    Progress,
+    Source,
+    SourcePlan,
+    UnitSpec,
+    no_progress,
+)
 from raybatch.store.base import Store
 
 
@@ -43,10 +53,15 @@ class RetrySource:
         return self.source.columns()
 
     def plan(
-        self, *, after: JSON | None, history: Iterable[UnitSpec] = (), progress: Progress = no_progress
+        self,
+        *,
+        after: JSON | None,
+        history: Iterable[UnitSpec] = (),
+        progress: Progress = no_progress,
+        limit: Limit = NO_LIMIT,
     ) -> SourcePlan:
         """New input, which a retry does not take: the wrapped source's plan."""
-        return self.source.plan(after=after, history=history, progress=progress)
+        return self.source.plan(after=after, history=history, progress=progress, limit=limit)
 
     def read(self, unit: UnitSpec, *, key: str, schema: pa.Schema) -> UnitRows:
         choice, entries = unit.range["choice"], unit.range["retry"]
@@ -64,6 +79,9 @@ class RetrySource:
 
     def acknowledge(self, end: JSON) -> None:
         self.source.acknowledge(end)
+
+    def acknowledged(self, end: JSON) -> Acknowledged | None:
+        return self.source.acknowledged(end)
 
     def _piece(self, piece: JSON, *, key: str, schema: pa.Schema, wanted: pa.Table) -> UnitRows | Exception:
         """The wanted input rows of one range of the source, or why it cannot be read any more."""

@@ -73,11 +73,12 @@ class _Compiler:
         self._base_dir = os.path.dirname(os.path.abspath(file))
         self._findings = findings
         self._expander = Expander(env, findings)
+        self._context = {"base_dir": self._base_dir}
 
     def pipeline(self) -> Pipeline:
         """Raises `SpecError` with all findings, those from before included."""
         self._check_keys()
-        name = self._name()
+        name = self._context["pipeline"] = self._name()
         source = self._component("source", self._tree.get("source"), ("source",))
         stages = self._stages()
         sink = self._component("sink", self._tree.get("sink"), ("sink",))
@@ -202,7 +203,7 @@ class _Compiler:
             values = self._expander.plain(node, path=path, fields=fields, root=path)
             if isinstance(values, dict):
                 values = {**(defaults or {}), **values}
-            return config.model_validate(values, context={"base_dir": self._base_dir})
+            return config.model_validate(values, context=self._context)
         except ValidationError as error:
             for at, origin, what in explain(error, node=node, root=path, fields=fields):
                 # An empty text stands where a reference could not be expanded: that was said already.

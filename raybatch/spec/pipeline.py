@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from raybatch.config import Config
 
@@ -25,11 +25,28 @@ class UnitConfig(Config):
     """Bytes of input of one unit at most; by default chosen from the input and the stages."""
 
 
+class EpochConfig(Config):
+    """When a continuous run takes its next epoch, and how much of the input at most."""
+
+    every_s: float = Field(default=30, gt=0)
+    """Seconds from one epoch to the next; it comes at once where the one before left input to it, and later
+    where that takes longer to compute."""
+    max_rows: PositiveInt | None = None
+    """Input rows of one epoch at most, in whole files where the source is files."""
+    max_bytes: PositiveInt | None = None
+    """Bytes of input of one epoch at most, in whole files where the source is files."""
+
+
 class RunConfig(Config):
     """How the pipeline is run, whatever it does."""
 
     mode: Literal["batch", "continuous"] = "batch"
     """batch: take what there is and end. continuous: go on with what arrives, until stopped."""
+    epoch: EpochConfig = EpochConfig()
+    """mode continuous: how input is cut into epochs: {every_s, max_rows, max_bytes}."""
+    idle_exit_s: float | None = Field(default=None, ge=0)
+    """mode continuous: end with exit code 0 when there has been nothing to do for so many seconds; 0: as soon as all
+    that is there is done. By default never."""
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
     """Share of input rows that may end as error rows, 0 to 1; beyond it the run ends with exit code 5."""
     unit: UnitConfig = UnitConfig()
@@ -43,12 +60,22 @@ class RunConfig(Config):
     report_interval_s: float = Field(default=10, gt=0)
     """Seconds between the plain progress lines that are printed where there is no terminal."""
 
+    @model_validator(mode="after")
+    def _fits_the_mode(self) -> RunConfig:
+        meant = [name for name in ("epoch", "idle_exit_s") if name in self.model_fields_set]
+        if self.mode == "batch" and meant:
+            raise ValueError(
+                f"{', '.join(meant)}: only with `mode: continuous`; in a batch run all that is there is one epoch"
+            )
+        return self
+
 
 class SourceConfig(Protocol):
     """What the registry expects of each source's pydantic `Config`.
 
-    A source that can be read without end also has a class attribute `continuous = True`; without it,
-    `run.mode: continuous` is refused.
+    A source that can be read without end also has an attribute `continuous = True`; without it,
+    `run.mode: continuous` is refused. A class attribute `decides_nothing` names fields that an unfinished plan
+    does not depend on, such as credentials: they may be others when it is resumed.
     """
 
     type: str

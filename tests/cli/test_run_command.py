@@ -49,7 +49,7 @@ def snapshot(phase="running", elapsed_s=5.0):
 
 def report():
     return RunReport(
-        run_id="r-1", pipeline="tickets", epoch=0, committed=True, units=UNITS, rows=ROWS,
+        run_id="r-1", pipeline="tickets", epoch=0, epochs=1, committed=True, units=UNITS, rows=ROWS,
         errors={"InvalidJSON": 3}, tokens={"prompt": 0, "cached": 0, "generated": 0},
         seconds={"total": 5.0}, engines=[], output="/data/out",
     )

@@ -58,13 +58,16 @@ def snapshot(
     rows_expected: int | None = 40_960,
     errors: Mapping[str, int] | None = None,
     engines: Sequence[PoolStatus] = (),
+    epoch: int = 0,
+    epochs: int = 0,
 ) -> Snapshot:
     """Units of 1,024 rows."""
     rows, failed = published * 1024, sum((errors or {}).values())
     return Snapshot(
         run_id="20260712-120341-3fa2b1",
         pipeline="tickets",
-        epoch=0,
+        epoch=epoch,
+        epochs=epochs,
         phase=phase,
         elapsed_s=elapsed_s,
         units={"planned": planned, "published": published, "resumed": resumed},
@@ -105,6 +108,7 @@ def report(**changes: object) -> RunReport:
         "run_id": "20260712-120341-3fa2b1",
         "pipeline": "tickets",
         "epoch": 0,
+        "epochs": 1,
         "committed": True,
         "units": {"planned": 40, "published": 40, "resumed": 3},
         "rows": {"in": 40_960, "ok": 40_950, "error": 3, "dropped": 7},
@@ -190,6 +194,20 @@ def test_loading_time_does_not_count_in_the_rate() -> None:
     meter.add(snapshot(310, published=3))
     meter.add(snapshot(320, published=4))
     assert meter.rows_per_s == pytest.approx(1024 / 10)
+
+
+def test_rates_go_on_over_epochs_and_waiting_is_no_work() -> None:
+    meter = Meter()
+    for i in range(6):
+        meter.add(snapshot(20 + 5 * i, published=3 + i, planned=8))
+    meter.add(snapshot(50, phase="waiting", published=8, planned=8, engines=[engine()]))
+    assert [status.model for status in meter.engines] == ["Qwen/Qwen3-8B"]
+    for i in range(6):
+        meter.add(snapshot(60 + 5 * i, published=i, resumed=0, planned=8, epoch=1))
+    # 5 units in 25 s, nothing for 15 s, 5 units in 25 s
+    assert meter.rows_per_s == pytest.approx(10 * 1024 / 65)
+    assert meter.running_s == 30 + 25
+    assert meter.rows_resumed == 3 * 1024
 
 
 def test_an_engine_that_did_not_answer_once_stays_in_view_and_in_the_rate() -> None:
@@ -320,11 +338,21 @@ def test_a_plain_line_tells_all() -> None:
     )
 
 
+def test_a_plain_line_names_the_epoch_of_a_run_that_goes_on() -> None:
+    assert line(recorded(epoch=7, epochs=5)).startswith("epoch 7  running  units 12/40")
+
+
 def test_plain_lines_come_at_intervals_and_at_each_change_of_phase_but_not_when_done() -> None:
     running = [snapshot(20 + second) for second in range(25)]
     done = snapshot(50, phase="done")
     lines = plain(snapshot(1, phase="planning"), snapshot(2, phase="starting"), *running, done)
     assert [text.split()[1] for text in lines] == ["planning", "starting", "running", "running", "running"]
+
+
+def test_phases_that_come_again_with_each_epoch_do_not_make_lines() -> None:
+    phases = ["starting", "running", "waiting"] * 5
+    lines = plain(*(snapshot(second, phase=phase) for second, phase in enumerate(phases)), interval_s=100)
+    assert [text.split()[1] for text in lines] == ["starting", "running", "waiting"]
 
 
 def test_a_change_of_phase_names_the_log_file() -> None:
@@ -385,6 +413,12 @@ def test_speeds_at_the_end_leave_out_what_earlier_runs_published() -> None:
     assert f"{rows / 83.12:.0f} rows/s overall" in success()
 
 
+def test_the_table_of_a_run_over_several_epochs_says_how_many_and_how_late_rows_were() -> None:
+    shown = success(epoch=12, epochs=3, latency_s={"p50": 12.34, "p99": 1234.5})
+    assert "tickets  3 epochs, up to 12  complete in 1:23" in shown
+    assert "latency 12.3 s (p50), 1,234.5 s (p99) from produced to visible\n" in shown
+
+
 def test_paths_at_the_end_are_not_broken_over_lines() -> None:
     output = "/data/" + "deep/" * 30 + "out"
     assert f"'{output}/data/*.parquet' LIMIT 10;\n" in success(output=output)
@@ -427,6 +461,11 @@ def test_an_interruption_says_once_how_to_go_on() -> None:
         InterruptedRunError("interrupted; run it again to resume: what is published stays"), recorded()
     )
     assert shown.count("run it again to resume: 12 of 40 units are published") == shown.count("again") == 1
+
+
+def test_a_run_over_several_epochs_that_ends_says_how_many_are_done() -> None:
+    shown = " ".join(failure(InterruptedRunError("interrupted"), recorded(epoch=7, epochs=5)).split())
+    assert "resume: 5 epochs are committed by this run; of epoch 7, 12 of 40 units are published" in shown
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,11 @@ def test_a_prompt_with_a_column_that_nothing_writes_is_refused(capsys: pytest.Ca
 @pytest.mark.usefixtures("folder")
 def test_profile_and_set_take_part(capsys: pytest.CaptureFixture[str]) -> None:
     Path("configs").mkdir()
-    Path("configs/big.yaml").write_text("run: {mode: continuous}\n", encoding="utf-8")
+    Path("configs/big.yaml").write_text("run: {idle_exit_s: 60}\n", encoding="utf-8")
     code, _, err = said(capsys, PIPELINE, "--profile", "big")
     assert code == 2
-    assert "configs/big.yaml:1: run.mode: a 'files' source is read to its end and cannot be continuous" in err
-    code, _, err = said(capsys, PIPELINE, "--profile", "big", "--set", "run.mode=batch")
+    assert "configs/big.yaml:1: run: idle_exit_s: only with `mode: continuous`" in err
+    code, _, err = said(capsys, PIPELINE, "--profile", "big", "--set", "run.mode=continuous")
     assert (code, err.splitlines()[0]) == (0, "tickets.yaml is valid")
 
 

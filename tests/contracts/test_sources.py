@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,8 +21,10 @@ from pyarrow import parquet
 
 from object_stores import storage
 from raybatch.rows import ID_COLUMNS, ID_SCHEMA, UnitRows
-from raybatch.sources.base import Source, SourcePlan, UnitSpec
+from raybatch.sources.base import Limit, Source, SourcePlan, UnitSpec
 from raybatch.sources.files import FilesConfig
+from raybatch.sources.kafka.config import KafkaConfig
+from servers.kafka import KafkaCluster
 from servers.s3 import S3Bucket
 
 
@@ -127,6 +130,29 @@ def _s3(suffix: str, encode: Encode, bad: bytes = b"") -> Make:
     return make
 
 
+class Kafka:
+    """A topic of one partition."""
+
+    def __init__(self, kafka: KafkaCluster) -> None:
+        self._topic = kafka.topic()
+        said = {"type": "kafka", "brokers": kafka.addresses, "topics": [self._topic.name]}
+        self._config = KafkaConfig.model_validate(said)
+
+    def source(self) -> Source:
+        return self._config.build(max_rows=7, max_bytes=300)
+
+    def add(self, texts: list[str]) -> None:
+        self._topic.produce({"text": text} for text in texts)
+
+    def add_bad(self) -> bool:
+        self._topic.produce([b"nonsense"])
+        return True
+
+
+def _kafka(request: pytest.FixtureRequest) -> Case:
+    return Kafka(request.getfixturevalue("kafka"))
+
+
 CASES: dict[str, Make] = {
     "files-jsonl": _files(".jsonl", _jsonl, b"nonsense\n"),
     "files-jsonl-gz": _files(".jsonl.gz", _gzipped(_jsonl), gzip.compress(b"nonsense\n")),
@@ -140,6 +166,7 @@ CASES: dict[str, Make] = {
     "files-s3-jsonl": _s3(".jsonl", _jsonl, b"nonsense\n"),
     "files-s3-csv-gz": _s3(".csv.gz", _gzipped(_csv)),
     "files-s3-parquet": _s3(".parquet", _parquet),
+    "kafka": _kafka,
 }
 
 FIRST = [f"first {i}" for i in range(50)]
@@ -147,7 +174,8 @@ SECOND = [f"second {i}" for i in range(20)]
 
 
 def _marked(name: str) -> object:
-    return pytest.param(name, marks=pytest.mark.s3) if "-s3-" in name else name
+    marks = [mark for part, mark in (("-s3-", pytest.mark.s3), ("kafka", pytest.mark.kafka)) if part in name]
+    return pytest.param(name, marks=marks)
 
 
 @pytest.fixture(params=[_marked(name) for name in CASES])
@@ -267,6 +295,35 @@ def test_what_comes_after_a_plan_does_not_change_it(case: Case) -> None:
     plan = source.plan(after=None)
     case.add(SECOND)
     assert texts(read(source, plan)) == FIRST
+
+
+def test_limits_leave_input_to_later_plans_and_lose_none_of_it(case: Case) -> None:
+    case.add(SECOND)
+    case.add(SECOND)
+    source, plans, found = case.source(), list[SourcePlan](), list[UnitRows]()
+    while not plans or plans[-1].full:
+        after = plans[-1].end if plans else None
+        plans.append(source.plan(after=after, history=stored(*plans), limit=Limit(max_rows=30)))
+        found += read(source, plans[-1])
+    assert len(plans) == 3
+    assert Counter(texts(found)) == Counter([*FIRST, *SECOND, *SECOND])
+    assert len(set(ids(found))) == len(FIRST) + 2 * len(SECOND)
+    assert not source.plan(after=plans[-1].end, history=stored(*plans)).units
+
+
+def test_there_is_something_in_a_plan_however_small_its_limit(case: Case) -> None:
+    case.add(SECOND)
+    first = case.source().plan(after=None, limit=Limit(max_bytes=1))
+    assert first.units
+    assert first.full
+    assert case.source().plan(after=None, limit=Limit(max_bytes=1)) == first
+
+
+def test_a_plan_that_its_limit_does_not_touch_is_as_without_one(case: Case) -> None:
+    limit = Limit(max_rows=1_000_000, max_bytes=1 << 30)
+    plan = case.source().plan(after=None, limit=limit)
+    assert plan == case.source().plan(after=None)
+    assert not plan.full
 
 
 def test_a_bad_row_is_an_error_row_with_an_id_of_its_own(case: Case) -> None:

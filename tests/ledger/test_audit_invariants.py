@@ -14,11 +14,11 @@ import pytest
 
 from raybatch.errors import SinkError
 from raybatch.ledger import audit_objects, keys
-from raybatch.ledger.audit import AuditReport, audit
+from raybatch.ledger.audit import AuditReport, Check, audit
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Commit, Layout, Plan
 from raybatch.rows import UnitRows
-from raybatch.sources.base import UnitSpec
+from raybatch.sources.base import JSON, Acknowledged, UnitSpec
 from raybatch.store.memory import MemoryStore
 from small_run import PIPELINE, Id, make_plan, make_sink, ok_table, publish, run
 
@@ -67,11 +67,58 @@ def _first(report: AuditReport, invariant: str) -> str:
     return check.first
 
 
-def test_a_whole_output_passes_and_kafka_is_not_asked(output: MemoryStore) -> None:
+def test_a_whole_output_passes_and_its_source_is_not_asked(output: MemoryStore) -> None:
     report = audit(output)
     statuses = {check.invariant: check.status for check in report.checks}
-    assert statuses == {f"I{n}": "ok" for n in range(1, 9)} | {"I7": "not applicable"}
+    assert statuses == {f"I{n}": "ok" for n in range(1, 9)} | {"I7": "not checked"}
     assert (report.ok, report.pipeline, report.epochs, report.notes) == (True, PIPELINE, 2, ())
+
+
+def _i7(output: MemoryStore, told: Acknowledged | Exception | None) -> tuple[Check, AuditReport]:
+    def acknowledged(end: JSON) -> Acknowledged | None:
+        assert end == json.loads(output.read(keys.commit_key(1)))["end"]
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    report = audit(output, acknowledged=acknowledged)
+    return next(check for check in report.checks if check.invariant == "I7"), report
+
+
+def test_i7_what_was_told_beyond_the_last_commit(output: MemoryStore) -> None:
+    check, report = _i7(output, Acknowledged(compared=3, ahead=["t/0: 7, and not 5", "t/1: 9, and not 5"]))
+    assert (check.status, check.checked, check.violations) == ("failed", "3 group offsets", 2)
+    assert check.first == "t/0: 7, and not 5"
+    assert not report.ok
+
+
+def test_i7_what_was_told_too_little_is_a_note(output: MemoryStore) -> None:
+    check, report = _i7(output, Acknowledged(compared=1, behind=["t/0: 3, and not 5"]))
+    assert (check.status, check.checked) == ("ok", "1 group offset")
+    assert report.notes == ("t/0: 3, and not 5; the next run sets it",)
+
+
+def test_i7_nobody_who_answers_is_no_violation(output: MemoryStore) -> None:
+    check, report = _i7(output, OSError("nobody there"))
+    assert (check.status, check.checked, report.ok) == ("not checked", "nobody there", True)
+
+
+def test_i7_does_not_apply_to_a_source_that_tells_nobody(output: MemoryStore) -> None:
+    assert _i7(output, None)[0].status == "not applicable"
+
+
+def test_i7_a_commit_that_is_made_meanwhile_counts(output: MemoryStore) -> None:
+    asked: list[JSON] = []
+    last = keys.commit_key(1)
+    made = output.objects.pop(last)
+
+    def acknowledged(end: JSON) -> Acknowledged | None:
+        asked.append(end)
+        output.objects[last] = made
+        return Acknowledged(compared=1, ahead=["t/0: 7, and not 5"] if len(asked) == 1 else [])
+
+    (check,) = [check for check in audit(output, acknowledged=acknowledged).checks if check.invariant == "I7"]
+    assert (check.status, len(asked)) == ("ok", 2)
 
 
 def test_it_says_how_much_it_looked_at(output: MemoryStore) -> None:
@@ -90,6 +137,23 @@ def test_auditing_writes_nothing(output: MemoryStore) -> None:
     assert output.objects == before
 
 
+def test_an_epoch_may_be_planned_before_the_one_that_it_follows_is_committed(output: MemoryStore) -> None:
+    ledger = Ledger(output, PIPELINE)
+    for epoch in (2, 3):
+        ledger.create_plan(make_plan(epoch=epoch, start={"next": epoch}))
+    report = audit(output)
+    assert report.ok, report.to_json()
+    assert [note.split(":")[0] for note in report.notes] == ["epoch 2 is open", "epoch 3 is open"]
+
+
+def test_an_epoch_that_is_planned_ahead_starts_where_the_plan_before_it_ends(output: MemoryStore) -> None:
+    ledger = Ledger(output, PIPELINE)
+    ledger.create_plan(make_plan(epoch=2, start={"next": 2}))
+    ledger.create_plan(make_plan(epoch=3, start={"next": 2}))
+    found = _first(audit(output), "I2")
+    assert found == "epoch 3 starts at {'next': 2}, and the one before it ended at {'next': 3}"
+
+
 Break = Callable[[Objects], object]
 
 I1: list[tuple[Break, str]] = [
@@ -100,6 +164,10 @@ I1: list[tuple[Break, str]] = [
     (lambda o: o.update({keys.plan_key(0): b"{"}), f"{keys.plan_key(0)} is not JSON"),
     (lambda o: o.update({keys.commit_key(1): b"{}"}), f"{keys.commit_key(1)} is no record of raybatch"),
     (lambda o: o.update({keys.plan_key(3): o[keys.plan_key(1)]}), "the plan of epoch 2 is missing"),
+    (
+        lambda o: o.update({keys.plan_key(epoch): o[keys.plan_key(1)] for epoch in (2, 3, 4)}),
+        "epoch 4 is planned, and epoch 2 is not committed",
+    ),
     (lambda o: _edit_plan(o, 1, pipeline="other"), "the plan of epoch 1 is of pipeline 'other', not 'small'"),
     (lambda o: _edit_plan(o, 1, created_by="another"), "the commit of epoch 1 names plan "),
     (

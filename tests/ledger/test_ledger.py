@@ -119,6 +119,25 @@ def test_a_record_that_was_not_stored_is_an_error_and_the_next_run_goes_on(
     assert commit.totals.rows_in == 6
 
 
+def test_an_epoch_is_not_committed_before_the_one_that_it_follows(ledger: Ledger) -> None:
+    first = ledger.create_plan(make_plan())
+    second = ledger.create_plan(make_plan(epoch=1, start=first.end))
+    for plan in (first, second):
+        _published(ledger, plan)
+    with pytest.raises(LedgerError, match="epoch 1 does not follow the one before, which is not there"):
+        ledger.commit(second, _commit(ledger, second))
+    ledger.commit(first, _commit(ledger, first))
+    assert ledger.commit(second, _commit(ledger, second)).epoch == 1
+
+
+def test_an_epoch_is_not_committed_that_starts_elsewhere_than_the_one_before_ended(ledger: Ledger) -> None:
+    run(ledger.store, run_id="run-1", units=1)
+    plan = ledger.create_plan(make_plan(epoch=1, start={"next": 7}))
+    _published(ledger, plan)
+    with pytest.raises(LedgerError, match="epoch 1 does not follow the one before, which ends elsewhere"):
+        ledger.commit(plan, _commit(ledger, plan))
+
+
 def test_the_loser_of_a_commit_is_told_who_won(ledger: Ledger) -> None:
     plan = ledger.create_plan(make_plan())
     _published(ledger, plan)

@@ -163,9 +163,10 @@ class TwoRuns(RuleBasedStateMachine):
         return self.actors[number]
 
     def _run(self) -> Actor:
+        """Every other run is a continuous one."""
         self.started += 1
-        run_id = f"run-{self.started}"
-        return Actor(self.world, lambda store: (run_id, self.world.run(store, run_id)))
+        run_id, continuous = f"run-{self.started}", self.started % 2 == 0
+        return Actor(self.world, lambda store: (run_id, self.world.run(store, run_id, continuous=continuous)))
 
     def _straggler(self) -> Actor:
         """A worker of a run that may have died long ago: it works on a unit of the oldest or newest plan."""

@@ -80,7 +80,7 @@ def who_comes_second_believes_that_it_was_first() -> Any:
         real(self, record)
         return record
 
-    def execute(ledger: Ledger, plan: Plan, *, attempts: story.Attempts) -> None:
+    def execute(ledger: Ledger, plan: Plan, *, attempts: story.Attempts, most: int | None = None) -> None:
         own.clear()
         for unit in set(range(len(plan.units))) - ledger.published(plan):
             name = attempts()
@@ -212,6 +212,11 @@ def an_epoch_begins_after_the_last_plan_instead_of_the_last_commit() -> Any:
 
 
 @mutation
+def an_epoch_that_is_planned_ahead_begins_where_the_last_commit_ends() -> Any:
+    return patch.object(story, "next_place", lambda plan: (plan.epoch + 1, plan.start))
+
+
+@mutation
 def a_row_is_lost_between_two_epochs() -> Any:
     real = story.first_row
     return patch.object(story, "first_row", lambda position: real(position) + bool(position))
@@ -222,7 +227,7 @@ def a_row_is_lost_between_two_epochs() -> Any:
 
 @mutation
 def an_epoch_is_committed_before_all_its_units() -> Any:
-    def execute(ledger: Ledger, plan: Plan, *, attempts: story.Attempts) -> None:
+    def execute(ledger: Ledger, plan: Plan, *, attempts: story.Attempts, most: int | None = None) -> None:
         for unit in range(len(plan.units) - 1):
             story.attempt(ledger, plan, unit, attempts())
 
@@ -236,6 +241,21 @@ def an_epoch_is_committed_before_all_its_units() -> Any:
         patch.object(story, "finish", finish),
         patch.object(Ledger, "_check_complete", lambda *_: None),
         patch("raybatch.sinks.parquet._complete", lambda _plan, records: list(records)),
+    )
+
+
+@mutation
+def an_epoch_is_committed_before_the_one_that_it_follows() -> Any:
+    real = story.finish
+
+    def finish(ledger: Ledger, plan: Plan, *, run_id: str) -> Commit:
+        ahead = ledger.plan(plan.epoch + 1)
+        if ahead is not None and len(ledger.published(ahead)) == len(ahead.units):
+            real(ledger, ahead, run_id=run_id)
+        return real(ledger, plan, run_id=run_id)
+
+    return several(
+        patch.object(story, "finish", finish), patch.object(Ledger, "_check_order", lambda *_: None)
     )
 
 

@@ -88,10 +88,11 @@ class Stored:
         """One plan and one commit per epoch, no gap, and each begins where the one before ended."""
         done = len(self.commits)
         assert sorted(self.commits) == list(range(done)), f"I1: commits of epochs {sorted(self.commits)}"
-        expected = [list(range(done)), list(range(done + 1))]
+        # One epoch that is committed next, and one that is worked on meanwhile
+        expected = [list(range(done + ahead)) for ahead in range(3)]
         assert sorted(self.plans) in expected, f"I1: plans of {sorted(self.plans)}, {done} commits"
         for epoch, plan in self.plans.items():
-            before = self.commits[epoch - 1]["end"] if epoch else None
+            before = self.commits.get(epoch - 1, self.plans[epoch - 1])["end"] if epoch else None
             assert plan["start"] == before, f"I2: epoch {epoch} starts at {plan['start']}, not at {before}"
             commit = self.commits.get(epoch)
             if commit is not None:

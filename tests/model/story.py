@@ -1,4 +1,4 @@
-"""A whole run on ledger and sink alone, as `raybatch.runtime.run` tells it, over an input that grows.
+"""A whole run on ledger and sink alone, as `raybatch.runtime.run` and `continuous` tell it, over an input that grows.
 
 The input is one source of numbered rows. By its number modulo 6 a row becomes two (0), passes (1, 2, 3), fails
 (4), or is dropped (5). Like a model, no two attempts give the same text: each text is the attempt's id.
@@ -31,6 +31,11 @@ LAYOUT = Layout(target_bytes=7_000, small_bytes=5_500)
 SCHEMA = schema_to_text(pa.schema([("text", pa.string())]))
 SINK = ParquetConfig(type="parquet", path="/unused").build()
 
+# Of the first units of an epoch that is planned ahead, how many are done before the one before is committed
+AHEAD = 2
+
+Place = tuple[int, Mapping[str, Any] | None]
+"""The number of an epoch, and the position that it begins at."""
 Attempts = Callable[[], str]
 """Gives a new attempt id each time."""
 
@@ -43,15 +48,39 @@ def run(store: Store, *, run_id: str, arrived: Callable[[], int], attempts: Atte
     ledger = Ledger(store, PIPELINE)
     ledger.open()
     made: list[Commit] = []
-    while (plan := _plan(ledger, run_id=run_id, arrived=arrived)) is not None:
-        assert plan.epoch < MOST_EPOCHS
+    while (plan := _plan(ledger, ledger.position(), run_id=run_id, arrived=arrived)) is not None:
         execute(ledger, plan, attempts=attempts)
         made.append(finish(ledger, plan, run_id=run_id))
     return made
 
 
-def _plan(ledger: Ledger, *, run_id: str, arrived: Callable[[], int]) -> Plan | None:
-    epoch, start = ledger.position()
+def run_continuously(
+    store: Store, *, run_id: str, arrived: Callable[[], int], attempts: Attempts
+) -> list[Commit]:
+    """As `run`, but each epoch is committed only when the next one is planned, and some of it published."""
+    ledger = Ledger(store, PIPELINE)
+    ledger.open()
+    made: list[Commit] = []
+    place, before = ledger.position(), None
+    while (plan := _plan(ledger, place, run_id=run_id, arrived=arrived)) is not None:
+        execute(ledger, plan, attempts=attempts, most=AHEAD if before else None)
+        if before is not None:
+            made.append(finish(ledger, before, run_id=run_id))
+        execute(ledger, plan, attempts=attempts)
+        place, before = next_place(plan), plan
+    if before is not None:
+        made.append(finish(ledger, before, run_id=run_id))
+    return made
+
+
+def next_place(plan: Plan) -> Place:
+    """Where the epoch after `plan` begins."""
+    return plan.epoch + 1, plan.end
+
+
+def _plan(ledger: Ledger, place: Place, *, run_id: str, arrived: Callable[[], int]) -> Plan | None:
+    epoch, start = place
+    assert epoch < MOST_EPOCHS
     unfinished = ledger.plan(epoch)
     if unfinished is not None:
         return unfinished
@@ -86,10 +115,10 @@ def first_row(position: Mapping[str, Any] | None) -> int:
     return position["next"] if position else 0
 
 
-def execute(ledger: Ledger, plan: Plan, *, attempts: Attempts) -> None:
-    """Publish what is not published yet."""
+def execute(ledger: Ledger, plan: Plan, *, attempts: Attempts, most: int | None = None) -> None:
+    """Publish what is not published yet, of the first `most` units."""
     done = ledger.published(plan)
-    for unit in range(len(plan.units)):
+    for unit in range(len(plan.units))[:most]:
         if unit not in done:
             attempt(ledger, plan, unit, attempts())
 

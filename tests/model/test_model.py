@@ -30,18 +30,21 @@ def world() -> World:
     made.close()
 
 
+@pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("outcome", [Outcome.LOST, Outcome.UNSURE, Outcome.REPEATED])
 def test_a_run_that_meets_one_fault_at_any_operation_is_finished_by_the_next(
-    world: World, outcome: Outcome
+    world: World, outcome: Outcome, continuous: bool
 ) -> None:
-    """Each of a run's operations in turn."""
+    """Each of a run's operations in turn; a continuous run has two epochs, which overlap."""
+    if continuous:
+        world.rows += story.EPOCH_UNITS * story.UNIT_ROWS
     number = 0
-    while _run_with_one_fault(world, number, outcome):
+    while _run_with_one_fault(world, number, outcome, continuous=continuous):
         number += 1
     assert number > 30
 
 
-def _run_with_one_fault(world: World, number: int, outcome: Outcome) -> bool:
+def _run_with_one_fault(world: World, number: int, outcome: Outcome, *, continuous: bool) -> bool:
     """Whether the run has an operation of that number."""
     calls = 0
 
@@ -52,9 +55,9 @@ def _run_with_one_fault(world: World, number: int, outcome: Outcome) -> bool:
 
     objects: dict[str, bytes] = {}
     try:
-        world.run(MemoryStore(objects, hook=hook), "run-1")
+        world.run(MemoryStore(objects, hook=hook), "run-1", continuous=continuous)
     except STORAGE_FAILED:
         check(objects)
         world.run(MemoryStore(objects), "run-2")
-    check_complete(objects, rows=2 * story.UNIT_ROWS)
+    check_complete(objects, rows=world.rows)
     return calls > number

@@ -97,9 +97,10 @@ class World:
         self._names += 1
         return f"{self._names:012x}"
 
-    def run(self, store: Store, run_id: str) -> Any:
-        """A whole run; see `story.run`."""
-        return story.run(store, run_id=run_id, arrived=lambda: self.rows, attempts=self.name)
+    def run(self, store: Store, run_id: str, *, continuous: bool = False) -> Any:
+        """A whole run; see `story.run` and `story.run_continuously`."""
+        tell = story.run_continuously if continuous else story.run
+        return tell(store, run_id=run_id, arrived=lambda: self.rows, attempts=self.name)
 
     def _now(self, _zone: object) -> datetime.datetime:
         actor = getattr(self._clock, "actor", None)

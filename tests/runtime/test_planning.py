@@ -32,9 +32,10 @@ def watch_of(made: Pipeline, listener: Listener | None = None) -> Watch:
     return Watch(made, run_id="run-1", reporter=listener or Listener())
 
 
-def new_plan(made: Pipeline, listener: Listener | None = None) -> Any:
-    source, watch = planning.build_source(made), watch_of(made, listener)
-    return planning.new_plan(made, ledger_of(made), source, run_id="run-1", watch=watch)
+def new_plan(made: Pipeline, listener: Listener | None = None, *, epoch: int = 0, start: Any = None) -> Any:
+    source, watch, ledger = planning.build_source(made), watch_of(made, listener), ledger_of(made)
+    found = planning.look(made, ledger, source, (epoch, start), watch=watch)
+    return found and planning.freeze(made, ledger, found, (epoch, start), run_id="run-1")
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,20 @@ def test_the_pipeline_may_say_how_large_a_unit_is(tmp_path: Path) -> None:
 def test_an_empty_input_is_planned_once_and_never_again(tmp_path: Path) -> None:
     write_rows(tmp_path, 0)
     made, listener = pipeline(tmp_path, GENERATE), Listener()
-    assert new_plan(made, listener).units == ()
+    first = new_plan(made, listener)
+    assert first.units == ()
     assert "the input is empty" in listener.notes[-1]
+    assert new_plan(made, epoch=1, start=first.end) is None
+
+
+def test_an_epoch_is_planned_from_where_the_plan_before_ends_before_that_is_committed(tmp_path: Path) -> None:
+    write_rows(tmp_path, file="a.jsonl")
+    made = pipeline(tmp_path, source={"type": "files", "path": "*.jsonl"})
+    first = new_plan(made)
+    write_rows(tmp_path, file="b.jsonl")
+    second = new_plan(made, epoch=1, start=first.end)
+    assert [unit.range["path"] for unit in second.units] == [str(tmp_path / "b.jsonl")]
+    assert (second.epoch, second.start) == (1, first.end)
 
 
 def test_of_two_plans_of_one_epoch_the_first_stands(tmp_path: Path) -> None:
@@ -84,7 +97,7 @@ def test_a_column_that_the_input_lacks_is_said_before_there_is_a_plan(tmp_path: 
 
 def unfinished(made: Pipeline, *, allow_drift: bool = False, listener: Listener | None = None) -> Any:
     watch = watch_of(made, listener)
-    return planning.unfinished_plan(made, ledger_of(made), allow_drift=allow_drift, watch=watch)
+    return planning.unfinished_plan(made, ledger_of(made), 0, allow_drift=allow_drift, watch=watch)
 
 
 def test_the_unfinished_plan_of_the_same_pipeline_is_taken_up(tmp_path: Path) -> None:

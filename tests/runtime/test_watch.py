@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made import Listener, pipeline, plan, record
 
 from raybatch.engines.pool import PoolStatus, ReplicaStatus
-from raybatch.ledger.records import Commit
+from raybatch.latency import produced
+from raybatch.ledger.records import Commit, Retry
 from raybatch.runtime import watch as watching
 from raybatch.runtime.watch import Watch
 from raybatch.sources.base import UnitSpec
@@ -72,6 +76,55 @@ def test_a_run_is_running_once_an_engine_is_ready(
         wait_for(lambda: listener.snapshots[-1].phase == "running")
 
 
+def test_the_next_epoch_is_running_at_once_as_long_as_engines_are_there(
+    watch: Watch, listener: Listener
+) -> None:
+    watch.enter("starting")
+    with watch.following(lambda: [engine("ready")]):
+        wait_for(lambda: listener.snapshots[-1].phase == "running")
+        watch.enter("waiting")
+        watch.enter("starting")
+        assert [s.phase for s in listener.snapshots if s.phase != "running"] == ["starting", "waiting"]
+    watch.enter("starting")
+    assert listener.snapshots[-1].phase == "starting"
+
+
+def test_a_run_of_many_epochs_reports_their_sums_and_each_note_once(watch: Watch, listener: Listener) -> None:
+    for _ in range(3):
+        watch.begin(plan(UNITS))
+        watch.note("2 empty files are not taken")
+        for unit in range(2):
+            watch.add(plan(UNITS), record(unit, ok=9, error=1, errors={"TooLong": 1}), resumed=unit == 0)
+        said = watch.count(commit(), watch.tally)
+    report = watch.report(commit(epoch=2))
+    assert (report.epoch, report.epochs, report.units) == (2, 3, {"planned": 6, "published": 6, "resumed": 3})
+    assert report.rows == {"in": 60, "ok": 54, "error": 6, "dropped": 0}
+    assert report.errors == {"TooLong": 6}
+    assert report.notes == listener.notes == ["2 empty files are not taken"]
+    assert said == "epoch 0 is committed: 20 rows"
+
+
+def test_what_a_run_keeps_does_not_grow_with_its_notes(watch: Watch) -> None:
+    for number in range(1000):
+        watch.note(f"note {number}")
+    notes = watch.nothing_new(None).notes
+    assert (len(notes), notes[-1]) == (watching.MOST_NOTES, "note 999")
+
+
+def test_latency_is_told_of_new_rows_and_not_of_retried_ones(watch: Watch) -> None:
+    watch.begin(plan(UNITS))
+    made = commit()
+    times = produced(np.array([1000 * (datetime.fromisoformat(made.created_at).timestamp() - 60)]))
+    made = replace(made, stats=times)
+    assert ", visible after " in watch.count(made, watch.tally)
+    again = Retry(types=(), stages=(), epochs=(), rows={})
+    old = produced(np.array([0]))
+    watch.count(replace(made, stats=old, retry=again), watch.tally)
+    latency = watch.report(made).latency_s
+    assert latency is not None
+    assert latency["p99"] == pytest.approx(60, rel=0.1)
+
+
 def test_what_was_last_known_of_engines_outlives_them(watch: Watch, listener: Listener) -> None:
     with watch.following(lambda: [engine("ready", rows=7)]):
         pass
@@ -102,6 +155,7 @@ def test_the_report_says_what_each_engine_did_and_how_long_it_was_busy(watch: Wa
         watch.add(plan(UNITS), record(unit, ok=9, error=1, errors={"TooLong": 1}, stats={"seconds.iso": 2.0}))
     with watch.following(lambda: [status]):
         pass
+    watch.count(commit(), watch.tally)
     report = watch.report(commit())
     assert report.engines[0]["busy_s"] == 2.5
     assert report.engines[0]["replaced"] == 1

@@ -237,6 +237,20 @@ def test_continuous_mode_is_taken_by_a_source_that_does_not(load: Load) -> None:
     assert load(text).run.mode == "continuous"
 
 
+def test_what_cuts_a_stream_into_epochs_is_refused_in_a_batch_run(refused: Refused) -> None:
+    [line] = refused(GOOD + "run:\n  epoch: {every_s: 5}\n  idle_exit_s: 60\n")
+    assert line.endswith(
+        "run: epoch, idle_exit_s: only with `mode: continuous`; in a batch run all that is there is one epoch"
+    )
+
+
+@pytest.mark.parametrize("epoch", ["{every_s: 0}", "{max_rows: 0}", "{max_bytes: -1}", "{each_s: 5}"])
+def test_an_epoch_that_can_never_be_is_refused(refused: Refused, epoch: str) -> None:
+    text = changed("  type: toy\n  fields", "  type: stream\n  fields")
+    [line] = refused(text + f"run: {{mode: continuous, epoch: {epoch}}}\n")
+    assert "run.epoch." in line
+
+
 @pytest.mark.parametrize("rate", ["1.1", "-0.1", ".nan", "lots"])
 def test_an_error_rate_is_a_share(refused: Refused, rate: str) -> None:
     assert any(":15:" in line for line in refused(GOOD + f"run: {{max_error_rate: {rate}}}\n"))

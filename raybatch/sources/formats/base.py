@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from math import inf
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -17,7 +19,7 @@ import pyarrow as pa
 from raybatch.errors import InputChangedError, SourceError
 from raybatch.nearest import did_you_mean
 from raybatch.rows import ID_COLUMNS
-from raybatch.sources.base import JSON, UnitSpec
+from raybatch.sources.base import JSON, Limit, UnitSpec
 from raybatch.sources.file import File
 from raybatch.sources.formats.json_types import declared_type
 from raybatch.store.ahead import map_ahead
@@ -62,11 +64,13 @@ class Options:
 @dataclass(frozen=True, kw_only=True)
 class FormatPlan:
     """Units in order of file and place. A unit's `range` is `{"path", "version", "at"}`; `at` is the format's
-    own. Without units, the schema says nothing."""
+    own. Without units, the schema says nothing. `row_bytes` is about what a row takes of `UnitSpec.bytes`, for
+    units that do not know their rows."""
 
     schema: pa.Schema | None = None
     units: Sequence[UnitSpec] = ()
     notes: Sequence[str] = ()
+    row_bytes: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,20 @@ def compression_of(path: str) -> str | None:
 def unit(file: File, at: JSON, *, rows: int | None, size: int) -> UnitSpec:
     """The unit `at` of `file`."""
     return UnitSpec(range={"path": file.path, "version": file.version, "at": at}, rows=rows, bytes=size)
+
+
+def within(plan: FormatPlan, limit: Limit) -> FormatPlan:
+    """The same plan with its first files only: as many as `limit` allows, each whole, and one at least."""
+    taken: list[UnitSpec] = []
+    rows, size = 0.0, 0
+    for _, units in groupby(plan.units, key=lambda unit: unit.range["path"]):
+        file = list(units)
+        rows += sum(unit.bytes / plan.row_bytes if unit.rows is None else unit.rows for unit in file)
+        size += sum(unit.bytes for unit in file)
+        if taken and (round(rows) > (limit.max_rows or inf) or size > (limit.max_bytes or inf)):
+            return replace(plan, units=taken)
+        taken += file
+    return plan
 
 
 def for_each(files: Sequence[File], work: Callable[[File], Out]) -> list[Out]:

@@ -77,7 +77,8 @@ class Csv:
         missing = [name for name in schema.names if name not in names]
         notes = [f"column '{name}' is not in the new files: its values are null" for name in missing]
         notes += [note for _, some in planned for note in some]
-        return FormatPlan(schema=schema, units=[u for units, _ in planned for u in units], notes=notes)
+        units = [unit for some, _ in planned for unit in some]
+        return FormatPlan(schema=schema, units=units, notes=notes, row_bytes=row_bytes)
 
     def read(self, file: File, at: JSON, *, schema: pa.Schema) -> Decoded:
         spans, open_quote = self._spans(file, at)

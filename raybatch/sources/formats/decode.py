@@ -37,13 +37,26 @@ def failure(
     spans: Spans, i: int, kind: str, message: str, *, row: str | None = None, raw: bytes | None = None
 ) -> Failure:
     """Why row i is an error row of type `kind`. `raw` is cut at RAW_BYTES."""
+    return failure_at(spans.place(i), int(spans.ids[i]), kind, message, row=row, raw=raw)
+
+
+def failure_at(
+    place: str, row_id: int, kind: str, message: str, *, row: str | None = None, raw: bytes | None = None
+) -> Failure:
+    """As `failure`, of the row `row_id`, whose place is called so in the message."""
     return {
-        "_row": int(spans.ids[i]),
+        "_row": row_id,
         "type": kind,
-        "message": f"{spans.place(i)}: {message}",
+        "message": f"{place}: {message}",
         "row": row,
         "raw": None if raw is None else raw[:RAW_BYTES],
     }
+
+
+def too_large(place: str, row_id: int, raw: bytes, *, max_row_bytes: int) -> Failure:
+    """The failure of a row that is over the limit; `raw` is the start of it, RAW_BYTES at least."""
+    why = f"the row is over {max_row_bytes} bytes long; source.max_row_bytes sets that limit"
+    return failure_at(place, row_id, "RowTooLarge", why, raw=raw)
 
 
 def decode(spans: Spans, decoder: Decoder, *, schema: pa.Schema, max_row_bytes: int) -> Decoded:
@@ -81,8 +94,7 @@ def _one(spans: Spans, i: int, decoder: Decoder, max_row_bytes: int) -> pa.Table
     size = int(spans.ends[i] - spans.starts[i])
     if size > max_row_bytes:
         raw = bytes(spans.data[spans.starts[i] : spans.starts[i] + RAW_BYTES])
-        why = f"the row is over {max_row_bytes} bytes long; source.max_row_bytes sets that limit"
-        return failure(spans, i, "RowTooLarge", why, raw=raw)
+        return too_large(spans.place(i), int(spans.ids[i]), raw, max_row_bytes=max_row_bytes)
     row = spans.row(i)
     try:
         row.decode()

@@ -83,7 +83,7 @@ def line_spans(data: memoryview) -> tuple[Ids, Ids]:
 
 
 def strip_blanks(data: memoryview, starts: Ids, ends: Ids) -> tuple[Ids, Ids, np.ndarray[Any, Any]]:
-    """Trim JSON's white space around each line; also the mask of the lines that are more than that."""
+    """Trim JSON's white space around each row; also the mask of the rows that are more than that."""
     array = np.frombuffer(data, np.uint8)
     kept = ends > starts
     full = np.flatnonzero(kept)
@@ -91,10 +91,10 @@ def strip_blanks(data: memoryview, starts: Ids, ends: Ids) -> tuple[Ids, Ids, np
     spaced = full[(array[starts[full]] <= SPACE) | (array[ends[full] - 1] <= SPACE)]
     for i in spaced.tolist():
         line = bytes(data[starts[i] : ends[i]])
-        right = line.rstrip(b" \t\r")
+        right = line.rstrip(b" \t\r\n")
         kept[i] = bool(right)
         trimmed_ends[i] = starts[i] + len(right)
-        trimmed_starts[i] = trimmed_ends[i] - len(right.lstrip(b" \t\r"))
+        trimmed_starts[i] = trimmed_ends[i] - len(right.lstrip(b" \t\r\n"))
     return trimmed_starts, trimmed_ends, kept
 
 

@@ -26,7 +26,7 @@ class Text:
         row_bytes = line_bytes([line for head in heads for line in head.lines()])
         units, notes = line_units(files, options=self._options, row_bytes=row_bytes, blanks=True)
         schema = pa.schema([(self._options.text_column, pa.string())])
-        return FormatPlan(schema=schema, units=units, notes=notes)
+        return FormatPlan(schema=schema, units=units, notes=notes, row_bytes=row_bytes)
 
     def read(self, file: File, at: JSON, *, schema: pa.Schema) -> Decoded:
         limit = self._options.max_row_bytes

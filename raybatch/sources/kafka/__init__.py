@@ -1,0 +1,1 @@
+"""The kafka source: topics, read like folders of files; see docs/kafka.md."""
