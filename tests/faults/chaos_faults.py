@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import psutil
-from campaign import ERRORS, UNFINISHED, Campaign, ViolationError, alive, titled
+from campaign import ERRORS, HANGS_S, UNFINISHED, Campaign, ViolationError, alive, titled
 
 from pipelines import Command
 
@@ -116,7 +116,8 @@ def harm_worker(campaign: Campaign, *words: str, how: int, deadly: bool = False)
         if not campaign.amid(command):
             break
         found = titled(campaign.processes(command), *words)
-        while not found and command.process.poll() is None:
+        deadline = time.monotonic() + HANGS_S
+        while not found and command.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
             found = titled(campaign.processes(command), *words)
         if not found:
@@ -131,13 +132,18 @@ def harm_worker(campaign: Campaign, *words: str, how: int, deadly: bool = False)
 
 
 def worker_failpoint(campaign: Campaign) -> None:
-    """Each worker of a Ray of its own dies when it passes a point for the third time or so, again and again."""
+    """Each worker of a Ray of its own dies when it passes a point for the third time or so, again and again.
+
+    A unit has up to three parts: one whose every attempt dies would be tried for ever.
+    """
     choose = campaign.choose
-    point = f"{choose.choice(('before', 'after'))}-{choose.choice(('read', 'part', 'unit'))}"
-    name = f"{point}@{choose.randint(3, 5)}"
+    step = choose.choice(("read", "part", "unit"))
+    times = choose.randint(3, 5) + (4 if step == "part" else 0)
+    name = f"{choose.choice(('before', 'after'))}-{step}@{times}"
     command = campaign.start(env={"RAYBATCH_FAILPOINT": name}, own_ray=True)
     at_work: list[psutil.Process] = []
-    while command.process.poll() is None:
+    deadline = time.monotonic() + HANGS_S
+    while command.process.poll() is None and time.monotonic() < deadline:
         # Those without a task may go at any time: Ray keeps only some
         gone = [process.pid for process in at_work if not alive(process)]
         if gone and command.process.poll() is None:
