@@ -13,6 +13,9 @@ from typing import Any
 from raybatch.runtime.drain import StopSign
 from raybatch.runtime.worker import Publish, ReadThen, ReadUnit, RunStage, Steps
 
+# Workers that may die over one unit before the run ends: nodes come and go, but what kills eleven is the unit
+MOST_DEATHS = 10
+
 
 def records(
     reads: Sequence[ReadUnit],
@@ -42,6 +45,7 @@ def records(
         _units(reads, first, stop),
         override_num_blocks=len(reads),
         compute=ray.data.TaskPoolStrategy(size=in_flight),
+        ray_remote_args={"max_retries": MOST_DEATHS},
         **asked,
     )
     for steps, asked in others:
@@ -51,6 +55,7 @@ def records(
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.TaskPoolStrategy(size=in_flight),
+            max_retries=MOST_DEATHS,
             **asked,
         )
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

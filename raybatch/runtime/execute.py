@@ -190,6 +190,9 @@ def _in_flight(units: Sequence[UnitSpec], pools: Engines, found: Cluster) -> int
     return pools.replicas() * min(max(wanted, UNITS_PER_REPLICA), max(UNITS_PER_REPLICA, int(found.cpus)))
 
 
+_DEATHS = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError")
+
+
 def _known(error: BaseException) -> BaseException:
     """The error of ours inside Ray's wrappings, or what they are wrapped around where there is none."""
     seen: list[BaseException] = []
@@ -205,4 +208,10 @@ def _known(error: BaseException) -> BaseException:
     root = error
     while (cause := getattr(root, "cause", None)) is not None:
         root = cause
+    if type(root).__name__ in _DEATHS:
+        return StageError(
+            f"{dataset.MOST_DEATHS + 1} worker processes died over one unit ({type(root).__name__}): code that a"
+            " stage calls ends its process, or a unit needs more memory than there is (run.unit makes it smaller)."
+            " The log of Ray's worker says more; run it again to resume"
+        )
     return RaybatchError(f"{type(root).__name__}: {root}")

@@ -3,91 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
 
+from a_run import LOG, PLANNING, WHY, engine, recorded, replica, snapshot
 from raybatch.cli.live import LineView, LiveView, Terminal
-from raybatch.cli.meter import Meter, Rate
+from raybatch.cli.meter import Meter
 from raybatch.cli.picture import duration, line, picture
 from raybatch.cli.summary import data_query, print_failure, print_success
-from raybatch.engines.pool import PoolStatus, ReplicaStatus
 from raybatch.errors import EngineLoadError, InterruptedRunError, LostRaceError, TooManyErrorsError
 from raybatch.runtime.progress import RunReport, Snapshot
-
-LOG = Path("/var/log/raybatch/tickets-20260712T120341-4711.log")
-WHY = (
-    "engine vllm Qwen/Qwen3-8B waits for a place: a replica asks for 2 GPU (more than any node has);"
-    " the cluster has\n    node 10.0.0.1 (abcdef12): 1 GPU"
-)
-PLANNING = {"planned": 0, "published": 0, "resumed": 0}
-
-
-def replica(state: str = "ready", *, seconds: float = 20, why: str = "") -> ReplicaStatus:
-    return ReplicaStatus(name="r", state=state, why=why, seconds=seconds, in_flight=512)
-
-
-def engine(
-    *replicas: ReplicaStatus, tokens: int = 0, model: str = "Qwen/Qwen3-8B", deaths: int = 0
-) -> PoolStatus:
-    return PoolStatus(
-        key=model,
-        kind="vllm",
-        model=model,
-        replicas=replicas or (replica(),),
-        deaths=deaths,
-        rows=0,
-        generated_tokens=tokens,
-        load_s=17.3,
-        ready_at=None,
-        last_reply_at=None,
-        error=None,
-        describe={},
-    )
-
-
-def snapshot(
-    elapsed_s: float = 60,
-    *,
-    phase: str = "running",
-    published: int = 12,
-    resumed: int = 3,
-    planned: int = 40,
-    rows_expected: int | None = 40_960,
-    errors: Mapping[str, int] | None = None,
-    engines: Sequence[PoolStatus] = (),
-    epoch: int = 0,
-    epochs: int = 0,
-) -> Snapshot:
-    """Units of 1,024 rows."""
-    rows, failed = published * 1024, sum((errors or {}).values())
-    return Snapshot(
-        run_id="20260712-120341-3fa2b1",
-        pipeline="tickets",
-        epoch=epoch,
-        epochs=epochs,
-        phase=phase,
-        elapsed_s=elapsed_s,
-        units={"planned": planned, "published": published, "resumed": resumed},
-        rows={"in": rows, "ok": rows - failed, "error": failed, "dropped": 0},
-        rows_resumed=resumed * 1024,
-        rows_expected=rows_expected,
-        errors=errors or {},
-        tokens={"prompt": 0, "cached": 0, "generated": 0},
-        engines=engines,
-    )
-
-
-def recorded(**changes: object) -> Meter:
-    """A run that publishes a unit of 1,024 rows and generates 50,000 tokens every 5 s, at second 65."""
-    meter = Meter()
-    for i in range(10):
-        meter.add(snapshot(20 + 5 * i, published=3 + i, engines=[engine(tokens=50_000 * i)]))
-    if changes:
-        meter.add(snapshot(65, **changes))  # type: ignore[arg-type]
-    return meter
 
 
 def drawn(what: RenderableType, *, width: int = 80) -> str:
@@ -133,92 +61,6 @@ def failure(error: BaseException, meter: Meter) -> str:
     print_failure(console, error, meter, pipeline="tickets", log=LOG)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-# -- rates and time left -------------------------------------------------------------------------------------
-
-
-def test_rows_per_second_leave_out_what_earlier_runs_published() -> None:
-    assert recorded().rows_per_s == pytest.approx(1024 / 5)
-
-
-def test_tokens_per_second_come_from_the_engines_counters() -> None:
-    assert recorded().tokens_per_s == pytest.approx(10_000)
-
-
-def test_time_left_is_rows_left_over_the_rate() -> None:
-    assert recorded().left_s == pytest.approx((40_960 - 12 * 1024) / (1024 / 5))
-
-
-def test_time_left_goes_by_units_where_the_number_of_rows_is_unknown() -> None:
-    meter = Meter()
-    for i in range(10):
-        meter.add(snapshot(20 + 5 * i, published=3 + i, rows_expected=None))
-    assert meter.left_s == pytest.approx((40 - 12) * 5)
-
-
-def test_there_is_no_rate_and_no_time_left_before_the_first_unit_of_this_run() -> None:
-    meter = Meter()
-    meter.add(snapshot(20, published=3))
-    meter.add(snapshot(30, published=3))
-    assert (meter.rows_per_s, meter.left_s) == (None, None)
-
-
-def test_a_rate_follows_a_change_of_speed_within_its_window() -> None:
-    rate = Rate(window_s=60, jumps=4)
-    for second in range(200):
-        rate.add(second, second * 100)
-    for second in range(200, 262):
-        rate.add(second, 20_000 + (second - 200) * 10)
-    assert rate.per_s == pytest.approx(10, rel=0.2)
-
-
-def test_a_rate_of_jumps_rarer_than_its_window_spans_several_of_them() -> None:
-    rate = Rate(window_s=60, jumps=4)
-    for second in range(1000):
-        rate.add(second, second // 100 * 1024)
-    assert rate.per_s == pytest.approx(1024 / 100, rel=0.25)
-
-
-def test_a_rate_sinks_while_nothing_happens() -> None:
-    rate = Rate(window_s=60, jumps=4)
-    rate.add(0, 0)
-    rate.add(10, 1000)
-    rate.add(100, 1000)
-    assert rate.per_s == pytest.approx(10)
-
-
-def test_loading_time_does_not_count_in_the_rate() -> None:
-    meter = Meter()
-    meter.add(snapshot(300, phase="starting", published=3))
-    meter.add(snapshot(310, published=3))
-    meter.add(snapshot(320, published=4))
-    assert meter.rows_per_s == pytest.approx(1024 / 10)
-
-
-def test_rates_go_on_over_epochs_and_waiting_is_no_work() -> None:
-    meter = Meter()
-    for i in range(6):
-        meter.add(snapshot(20 + 5 * i, published=3 + i, planned=8))
-    meter.add(snapshot(50, phase="waiting", published=8, planned=8, engines=[engine()]))
-    assert [status.model for status in meter.engines] == ["Qwen/Qwen3-8B"]
-    for i in range(6):
-        meter.add(snapshot(60 + 5 * i, published=i, resumed=0, planned=8, epoch=1))
-    # 5 units in 25 s, nothing for 15 s, 5 units in 25 s
-    assert meter.rows_per_s == pytest.approx(10 * 1024 / 65)
-    assert meter.running_s == 30 + 25
-    assert meter.rows_resumed == 3 * 1024
-
-
-def test_an_engine_that_did_not_answer_once_stays_in_view_and_in_the_rate() -> None:
-    meter = recorded()
-    before = meter.tokens_per_s
-    meter.add(snapshot(65, engines=[]))
-    assert [status.model for status in meter.engines] == ["Qwen/Qwen3-8B"]
-    assert meter.tokens_per_s == before
-
-
-# -- the live view -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -80,3 +80,26 @@ def test_a_worker_killed_while_it_reads_is_replaced(project: Project, point: str
     # Each process dies at its second read, so none has worked on two units
     assert len({mark.split()[0] for mark in marks(project)}) == 4
     assert wrong(project.output, input_ids(project.input.glob("*.jsonl"))) == []
+
+
+KILL = """
+    import os, pathlib, signal
+
+    def fall(row):
+        if row["id"] == "1.jsonl-0" and not pathlib.Path(__file__).with_name("mended").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row
+"""
+
+
+def test_a_unit_that_kills_every_worker_ends_the_run_and_is_finished_once_mended(project: Project) -> None:
+    project.functions(KILL)
+    for unit in range(2):
+        project.rows(ROWS, file=f"{unit}.jsonl")
+    project.write({"type": "python", "function": "functions:fall"}, run={"in_flight_units": 1})
+    done = project.run()
+    assert done.code == 1, done
+    assert "11 worker processes died over one unit (WorkerCrashedError)" in done.error["message"]
+    (project.folder / "mended").touch()
+    project.complete()
+    assert wrong(project.output, input_ids(project.input.glob("*.jsonl"))) == []

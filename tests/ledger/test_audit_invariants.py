@@ -14,24 +14,16 @@ import pytest
 
 from raybatch.errors import SinkError
 from raybatch.ledger import audit_objects, keys
-from raybatch.ledger.audit import AuditReport, Check, audit
+from raybatch.ledger.audit import AuditReport, audit
 from raybatch.ledger.ledger import Ledger
 from raybatch.ledger.records import Commit, Layout, Plan
 from raybatch.rows import UnitRows
-from raybatch.sources.base import JSON, Acknowledged, UnitSpec
+from raybatch.sources.base import UnitSpec
 from raybatch.store.memory import MemoryStore
 from small_run import PIPELINE, Id, make_plan, make_sink, ok_table, publish, run
 
 DATA = "data/00000000-00000.parquet"
 Objects = dict[str, bytes]
-
-
-@pytest.fixture
-def output() -> MemoryStore:
-    """Two committed epochs, each with data files of units 0 and 1, 2 (a link), 3 and 4, and one of errors."""
-    store = MemoryStore()
-    run(store, run_id="run-1", epochs=2)
-    return store
 
 
 def _edit(objects: Objects, key: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -72,53 +64,6 @@ def test_a_whole_output_passes_and_its_source_is_not_asked(output: MemoryStore) 
     statuses = {check.invariant: check.status for check in report.checks}
     assert statuses == {f"I{n}": "ok" for n in range(1, 9)} | {"I7": "not checked"}
     assert (report.ok, report.pipeline, report.epochs, report.notes) == (True, PIPELINE, 2, ())
-
-
-def _i7(output: MemoryStore, told: Acknowledged | Exception | None) -> tuple[Check, AuditReport]:
-    def acknowledged(end: JSON) -> Acknowledged | None:
-        assert end == json.loads(output.read(keys.commit_key(1)))["end"]
-        if isinstance(told, Exception):
-            raise told
-        return told
-
-    report = audit(output, acknowledged=acknowledged)
-    return next(check for check in report.checks if check.invariant == "I7"), report
-
-
-def test_i7_what_was_told_beyond_the_last_commit(output: MemoryStore) -> None:
-    check, report = _i7(output, Acknowledged(compared=3, ahead=["t/0: 7, and not 5", "t/1: 9, and not 5"]))
-    assert (check.status, check.checked, check.violations) == ("failed", "3 group offsets", 2)
-    assert check.first == "t/0: 7, and not 5"
-    assert not report.ok
-
-
-def test_i7_what_was_told_too_little_is_a_note(output: MemoryStore) -> None:
-    check, report = _i7(output, Acknowledged(compared=1, behind=["t/0: 3, and not 5"]))
-    assert (check.status, check.checked) == ("ok", "1 group offset")
-    assert report.notes == ("t/0: 3, and not 5; the next run sets it",)
-
-
-def test_i7_nobody_who_answers_is_no_violation(output: MemoryStore) -> None:
-    check, report = _i7(output, OSError("nobody there"))
-    assert (check.status, check.checked, report.ok) == ("not checked", "nobody there", True)
-
-
-def test_i7_does_not_apply_to_a_source_that_tells_nobody(output: MemoryStore) -> None:
-    assert _i7(output, None)[0].status == "not applicable"
-
-
-def test_i7_a_commit_that_is_made_meanwhile_counts(output: MemoryStore) -> None:
-    asked: list[JSON] = []
-    last = keys.commit_key(1)
-    made = output.objects.pop(last)
-
-    def acknowledged(end: JSON) -> Acknowledged | None:
-        asked.append(end)
-        output.objects[last] = made
-        return Acknowledged(compared=1, ahead=["t/0: 7, and not 5"] if len(asked) == 1 else [])
-
-    (check,) = [check for check in audit(output, acknowledged=acknowledged).checks if check.invariant == "I7"]
-    assert (check.status, len(asked)) == ("ok", 2)
 
 
 def test_it_says_how_much_it_looked_at(output: MemoryStore) -> None:
