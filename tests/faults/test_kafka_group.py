@@ -112,7 +112,7 @@ def test_a_group_that_others_use_costs_a_warning(project: KafkaProject, topic: T
     with KafkaConsumer(
         topic.name, bootstrap_servers=project.kafka.addresses, group_id=project.name, enable_auto_commit=False
     ) as member:
-        wait_until(lambda: member.poll(timeout_ms=100) or member.assignment(), what="it has joined")
+        wait_until(lambda: member.poll(timeout_ms=5_000) or member.assignment(), what="it has joined")
         done = project.complete()
     assert any(
         f"could not be acknowledged: group {project.name} has members" in note

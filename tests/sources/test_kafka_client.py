@@ -124,7 +124,7 @@ def test_a_group_with_members_keeps_its_offsets(kafka: KafkaCluster, client: Cli
     topic = kafka.topic()
     group = f"{topic.name}-group"
     with KafkaConsumer(topic.name, bootstrap_servers=kafka.addresses, group_id=group) as member:
-        wait_until(lambda: member.poll(timeout_ms=100) or member.assignment(), what="it has joined")
+        wait_until(lambda: member.poll(timeout_ms=5_000) or member.assignment(), what="it has joined")
         with pytest.raises(ClientError, match=f"group {group} has members"):
             client.set_group_offsets(group, {Partition(topic.name, 0): 0})
 
