@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import random
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,6 +18,9 @@ from servers.s3 import LAUNCHERS, S3Bucket, S3Server
 ALLOWED_SKIPS = pathlib.Path(__file__).with_name("allowed_skips.txt")
 
 # Of every test that chooses at random. Set here, so that the processes of one test run share it
+# A shell that starts something in the background has it ignore Ctrl-C, and so would every command of these tests
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SEED = os.environ.setdefault("RAYBATCH_TEST_SEED", str(random.SystemRandom().randrange(1 << 32)))
 
 _skipped: list[str] = []

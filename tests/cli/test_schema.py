@@ -42,7 +42,8 @@ def test_the_examples_with_a_key_too_many_are_not(
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_the_examples_pass_validate_with_the_local_profile(
-    capsys: pytest.CaptureFixture[str], example: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, example: Path
 ) -> None:
+    monkeypatch.setenv("KAFKA_BROKERS", "localhost:9092")  # what kafka.yaml asks for
     code = run(["validate", str(example), "--profile", str(ROOT / "configs/local.yaml")])
     assert (code, capsys.readouterr().out) == (0, "")

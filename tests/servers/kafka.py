@@ -100,7 +100,7 @@ class Broker:
         """Write its properties, and start to prepare its folder for data. Wait for what this gives."""
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
         users = [f"{kind}=[name={USER},password={PASSWORD}]" for kind in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
-        args = ["format", "--cluster-id", cluster_id, "--config", str(self._properties)]
+        args = ["format", f"--cluster-id={cluster_id}", "--config", str(self._properties)]
         scram = [arg for user in users for arg in ("--add-scram", user)]
         return self._run(java("kafka.tools.StorageTool", *args, *scram, memory="128m"))
 
